@@ -1,0 +1,37 @@
+"""The network behind the service, and where its weights come from.
+
+`resnet18.py` makes the model file and is the only code that imports torch. What can be said about
+weights without torch is here, so that a command with nothing to do answers in a second.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+# From 1.29, ONNX Runtime reports its use to Microsoft unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+PREPROCESSING_VERSION = 1
+"""Goes up when pixels are made differently: vectors of two versions must not be compared."""
+
+
+class WeightsError(Exception):
+    """No model can be made from these weights; the message is one line that says why."""
+
+
+class DownloadFailed(WeightsError):
+    """The weights' server can't be reached, or did not give the file. Trying later may work."""
+
+
+def read_weights_file(path: Path) -> bytes:
+    """The whole file. Raises `WeightsError` if it is missing, unreadable or no regular file."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.read_bytes()
+    except OSError as exc:
+        raise WeightsError(f"{path} can't be read: {exc.strerror}") from exc
+    kind = "a directory" if stat.S_ISDIR(mode) else "a device or pipe"
+    raise WeightsError(f"{path} is {kind}; a file with a state_dict is wanted")

@@ -1,0 +1,277 @@
+"""Put a model into BentoML's model store, where the service finds it.
+
+    python scripts/save_model.py                        ImageNet weights, downloaded (45 MB)
+    python scripts/save_model.py --weights my.pth       a state_dict in torchvision's layout
+    python scripts/save_model.py --weights untrained    no download; to try the service with
+
+Ends with 0 when the store's latest model is the wanted one, or the untrained one that was allowed in
+its place. Otherwise with one line that says why not, 1 (130 after Ctrl-C), and the store as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models import PREPROCESSING_VERSION, DownloadFailed, WeightsError, read_weights_file
+
+if TYPE_CHECKING:
+    import bentoml
+
+REQUIREMENTS = ("bentoml", "onnx", "onnxruntime", "onnxscript", "scikit-image", "torch", "torchvision")
+MODEL_FILE = "fp32.onnx"
+RETRY_TIMEOUT_S = 3.0
+
+
+class StoreError(Exception):
+    """BentoML's model store can't be read or written; the message is one line that says why."""
+
+
+def main(arguments: Sequence[str] | None = None, *, imagenet_url: str | None = None) -> int:
+    """The command; gives its exit status. `imagenet_url` replaces torchvision's, for tests."""
+    options = _options(arguments)
+    try:
+        put_into_store(
+            options.weights,
+            name=options.name,
+            if_missing=options.if_missing,
+            fallback_untrained=options.fallback_untrained,
+            imagenet_url=imagenet_url,
+        )
+    except (WeightsError, StoreError) as exc:
+        return _failed(str(exc))
+    except ModuleNotFoundError as exc:
+        return _failed(
+            f"{exc.name} is not installed; `make setup` installs what is needed, "
+            f"as does: pip install {' '.join(REQUIREMENTS)}"
+        )
+    except KeyboardInterrupt:
+        return _failed("interrupted", status=130)
+    return 0
+
+
+def put_into_store(
+    wanted: str,
+    *,
+    name: str,
+    if_missing: bool,
+    fallback_untrained: bool,
+    imagenet_url: str | None,
+) -> None:
+    """Make `wanted` (imagenet, untrained or a path) the latest model of that `name`.
+
+    Raises `WeightsError` or `StoreError`; the store is then as it was.
+    """
+    stored = _latest_metadata(name)
+    if if_missing and stored is not None and _is_wanted(stored, wanted):
+        print(f"{name}:latest has the {wanted} weights already")
+        return
+
+    stand_in = if_missing and stored is not None and _is_wanted(stored, "untrained")
+    progress = Progress()
+    progress("loading torch")
+    from models import resnet18
+
+    progress(f"getting the weights: {wanted}")
+    try:
+        if wanted == "imagenet":
+            # A quick start that has a stand-in already does not wait long for a network.
+            timeout_s = RETRY_TIMEOUT_S if stand_in else resnet18.NETWORK_TIMEOUT_S
+            weights = resnet18.imagenet_weights(imagenet_url or resnet18.IMAGENET_URL, timeout_s=timeout_s)
+        elif wanted == "untrained":
+            weights = resnet18.untrained_weights()
+        else:
+            weights = resnet18.file_weights(Path(wanted))
+    except DownloadFailed as exc:
+        if not fallback_untrained:
+            raise
+        _warn_about_fallback(exc)
+        if stand_in:
+            print(f"{name}:latest has untrained weights already")
+            return
+        weights = resnet18.untrained_weights()
+
+    progress("exporting to ONNX")
+    onnx = resnet18.export_onnx(weights)
+    progress(f"comparing with torch on {len(resnet18.SAMPLE_PHOTOS)} photos")
+    min_cosine = resnet18.check_export(onnx, weights)
+    metadata = {
+        "architecture": "resnet18",
+        "weights": weights.name,
+        "weights_source": weights.source,
+        "weights_sha256": weights.sha256,
+        "trained": weights.trained,
+        "dimension": resnet18.DIMENSION,
+        "preprocessing": resnet18.preprocessing(),
+        "precisions": {"fp32": {"file": MODEL_FILE, "min_cosine_to_torch": min_cosine}},
+        "libraries": {
+            **{library: version(library) for library in ("torch", "torchvision", "onnx", "onnxruntime")},
+            "python": platform.python_version(),
+        },
+    }
+    progress("saving")
+    model = save(name, onnx, metadata)
+    print(f"saved {model.tag} ({weights.name}, {_megabytes(len(onnx))}) in {model.path}")
+    _print_total(Path(model.path).parent)
+
+
+def _is_wanted(stored: Mapping[str, Any], wanted: str) -> bool:
+    """Was the stored model made from the wanted weights, by this version of the preprocessing?"""
+    preprocessing = stored.get("preprocessing")
+    if not isinstance(preprocessing, Mapping) or stored.get("architecture") != "resnet18":
+        return False  # somebody else's model, by the same name
+    if preprocessing.get("version") != PREPROCESSING_VERSION:
+        return False
+    if wanted in ("imagenet", "untrained"):
+        return stored.get("weights") == wanted
+    path = Path(wanted)
+    sha256 = hashlib.sha256(read_weights_file(path)).hexdigest()
+    return (stored.get("weights"), stored.get("weights_sha256")) == (path.name, sha256)
+
+
+def _latest_metadata(name: str) -> Mapping[str, Any] | None:
+    import bentoml
+
+    try:
+        return bentoml.models.get(name).info.metadata
+    except bentoml.exceptions.NotFound:
+        return None
+    except (bentoml.exceptions.BentoMLException, OSError) as exc:
+        raise StoreError(f"the model store can't be read: {exc}") from exc
+
+
+def save(name: str, onnx: bytes, metadata: dict[str, Any]) -> bentoml.Model:
+    """A new entry of the store, its latest. If it fails, the store is as it was."""
+    import bentoml
+
+    tag = bentoml.Tag(name, None).make_new_version()
+    labels = {"weights": metadata["weights"], "trained": str(metadata["trained"]).lower()}
+    try:
+        # No `module`: BentoML would import it, and with it torch, in the serving process.
+        with bentoml.models.create(tag, labels=labels, metadata=metadata) as model:
+            Path(model.path_of(MODEL_FILE)).write_bytes(onnx)
+        return bentoml.models.get(tag)
+    except BaseException as exc:
+        _undo(tag)
+        if isinstance(exc, OSError):
+            raise StoreError(f"{tag} can't be saved: {_reason(exc)}") from exc
+        if isinstance(exc, bentoml.exceptions.BentoMLException):
+            raise StoreError(f"{tag} can't be saved: {exc}") from exc
+        raise
+
+
+def _undo(tag: bentoml.Tag) -> None:
+    """Remove what is left of an entry that failed while it was saved.
+
+    BentoML removes it by itself, but not after Ctrl-C, nor if the disk is full when it notes which
+    entry is the latest, and it leaves the folder that holds all versions.
+    """
+    import bentoml
+    from bentoml._internal.configuration.containers import BentoMLContainer  # no public way
+
+    versions = Path(BentoMLContainer.model_store_dir.get(), tag.name)
+    if (versions / str(tag.version)).exists():
+        bentoml.models.delete(tag)
+    elif versions.is_dir() and not any(versions.iterdir()):
+        versions.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    """What the system said, without the file: it may be one of hundreds that were to be copied."""
+    if isinstance(error, shutil.Error):  # a list of (from, to, what str(OSError) said)
+        return str(error.args[0][0][2])
+    return str(error)
+
+
+def _print_total(versions: Path) -> None:
+    """Nothing is removed by itself, as somebody may serve it by its version: so say what piles up."""
+    count = sum(entry.is_dir() for entry in versions.iterdir())
+    if count > 1:
+        size = sum(file.stat().st_size for file in versions.rglob("*") if file.is_file())
+        print(
+            f"the store holds {count} versions of {versions.name}, {_megabytes(size)}: "
+            f"`bentoml models list {versions.name}` shows them, `bentoml models delete` removes one"
+        )
+
+
+def _warn_about_fallback(reason: DownloadFailed) -> None:
+    rule = "*" * 78
+    print(
+        f"{rule}\n"
+        "WARNING: the model has UNTRAINED weights. Its vectors have the right form but say\n"
+        "little about an image: try the service with them, don't keep or compare them.\n"
+        f"Why: {reason}\n"
+        "To get the real weights, do the same again with a network, or name a file:\n"
+        "    python scripts/save_model.py --weights resnet18-f37072fd.pth\n"
+        f"{rule}",
+        file=sys.stderr,
+    )
+
+
+class Progress:
+    """Says on stderr what starts now, after how many seconds."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        elapsed_s = time.monotonic() - self._started_s
+        print(f"{elapsed_s:5.1f} s  {step}", file=sys.stderr, flush=True)
+
+
+def _failed(reason: str, *, status: int = 1) -> int:
+    print("save_model:", *reason.splitlines(), file=sys.stderr)  # one line, whatever a path holds
+    return status
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1_000_000:.1f} MB"
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", text):  # as BentoML wants it
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name: up to 63 of a-z 0-9 . _ -, a letter or digit first and last"
+        )
+    return text
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="save_model.py", description="Put a model into BentoML's model store."
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="imagenet|untrained|PATH",
+        help="torchvision's ImageNet weights (default), a random initialisation, or a .pth file",
+    )
+    parser.add_argument(
+        "--name", type=_model_name, default="resnet18", help="its name in the store (%(default)s)"
+    )
+    parser.add_argument(
+        "--if-missing",
+        action="store_true",
+        help="do nothing if the latest model of that name has these weights",
+    )
+    parser.add_argument(
+        "--fallback-untrained",
+        action="store_true",
+        help="save the untrained model, with a warning, if the weights can't be downloaded",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,572 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from torchvision.transforms import functional
+
+from models.resnet18 import IMAGENET_URL, sample_photos
+from tests.weights import discriminating_state_dict, save_pth, serve_files, torchvision_embeddings
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "save_model.py"
+
+
+CALLS = """
+import contextlib, io, json, os
+models = Path(os.environ["BENTOML_HOME"], "models", "resnet18")
+for arguments, url in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = main(arguments, imagenet_url=url)
+    print(json.dumps({
+        "status": status,
+        "stdout": out.getvalue(),
+        "stderr": err.getvalue(),
+        "latest": (models / "latest").read_text(),
+        "versions": sorted(path.name for path in models.iterdir() if path.is_dir()),
+    }))
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of `main` returned and said, and what the store held then."""
+
+    status: int
+    stdout: str
+    stderr: str
+    latest: str
+    versions: list[str]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A BentoML home of its own, and the script run in it, away from every network."""
+
+    folder: Path
+    home: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> Store:
+        return cls(folder, folder / "bentoml")
+
+    def environment(self) -> dict[str, str]:
+        """Proxies at a port of this machine where nobody listens: what a machine offline sees."""
+        proxies = dict.fromkeys(("http_proxy", "https_proxy"), f"http://127.0.0.1:{unused_port()}")
+        return {
+            **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+            **proxies,
+            "no_proxy": "127.0.0.1",
+            "BENTOML_HOME": str(self.home),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "TORCH_HOME": str(self.folder / "torch"),
+            "TMPDIR": str(self.temporary),
+        }
+
+    @property
+    def temporary(self) -> Path:
+        folder = self.folder / "temporary"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, SCRIPT, *arguments],
+            cwd=self.folder,
+            env={**self.environment(), **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `code` next to the script's functions: many calls for one import of torch."""
+        return subprocess.run(
+            [sys.executable, "-c", f"from scripts.save_model import *\n{code}", *arguments],
+            cwd=ROOT,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+        )
+
+    def calls(self, *calls: tuple[list[str], str | None]) -> list[Call]:
+        """`main(arguments, imagenet_url=...)` for each, in one process: torch takes seconds to import."""
+        run = self.python(CALLS, json.dumps(calls))
+        assert run.returncode == 0, run.stderr
+        return [Call(**json.loads(line)) for line in run.stdout.splitlines()]
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """Every file and folder of the store: size, and when it was last written in ns."""
+        return {
+            str(path.relative_to(self.home)): (path.stat().st_size * path.is_file(), path.stat().st_mtime_ns)
+            for path in (self.home / "models").rglob("*")
+        }
+
+    @property
+    def latest(self) -> str:
+        """The version of the latest model."""
+        return (self.home / "models" / "resnet18" / "latest").read_text()
+
+    def metadata(self, version: str) -> dict[str, Any]:
+        description = self.home / "models" / "resnet18" / version / "model.yaml"
+        return yaml.safe_load(description.read_text())["metadata"]
+
+    def left_behind(self) -> list[Path]:
+        """Temporary files that are still there. torch keeps an empty folder for its compiler."""
+        return [path for path in self.temporary.rglob("*") if not path.name.startswith("torchinductor")]
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.below(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pth(tmp_path_factory.mktemp("weights") / "a.pth")
+
+
+@pytest.fixture(scope="module")
+def first_run(
+    tmp_path_factory: pytest.TempPathFactory, pth: Path
+) -> tuple[Store, subprocess.CompletedProcess[str]]:
+    """A store that holds a.pth's model, and what the script said when it saved it."""
+    store = Store.below(tmp_path_factory.mktemp("first"))
+    return store, store.run("--weights", pth)
+
+
+@pytest.fixture
+def stored(first_run: tuple[Store, object], tmp_path: Path) -> Store:
+    """A copy of it, to change."""
+    shutil.copytree(first_run[0].home, tmp_path / "bentoml", copy_function=shutil.copy2)
+    return Store.below(tmp_path)
+
+
+def failed(store: Store, run: Call | subprocess.CompletedProcess[str]) -> str:
+    """The line that says why; nothing else was said, but for the steps up to there."""
+    assert (run.status if isinstance(run, Call) else run.returncode) == 1
+    assert run.stdout == ""
+    assert store.left_behind() == []
+    *steps, line = run.stderr.splitlines()
+    # A step of ours, or the bar of torch's download.
+    assert all(re.match(r" *\d+\.\d( s  |%$)", step) for step in steps if step), run.stderr
+    return line
+
+
+# What is saved
+
+
+def test_it_says_what_it_does_and_what_it_saved_where(
+    first_run: tuple[Store, subprocess.CompletedProcess[str]], pth: Path
+) -> None:
+    store, run = first_run
+    assert run.returncode == 0, run.stderr
+    steps = [line.split(" s  ") for line in run.stderr.splitlines()]
+    assert [step for _, step in steps] == [
+        "loading torch",
+        f"getting the weights: {pth}",
+        "exporting to ONNX",
+        "comparing with torch on 8 photos",
+        "saving",
+    ]
+    assert [float(seconds) for seconds, _ in steps] == sorted(float(seconds) for seconds, _ in steps)
+    folder = store.home / "models" / "resnet18" / store.latest
+    size = (folder / "fp32.onnx").stat().st_size / 1e6
+    assert run.stdout == f"saved resnet18:{store.latest} (a.pth, {size:.1f} MB) in {folder}\n"
+    assert store.left_behind() == []
+
+
+def test_the_stored_model_gives_what_torchvision_gives(first_run: tuple[Store, object]) -> None:
+    photos = sample_photos()
+    resized = (functional.resize(photo, 256, antialias=True) for photo in photos)
+    pixels = np.stack([np.asarray(functional.center_crop(photo, 224)) for photo in resized])
+    store = first_run[0]
+    session = onnxruntime.InferenceSession(
+        store.home / "models" / "resnet18" / store.latest / "fp32.onnx",
+        providers=["CPUExecutionProvider"],
+    )
+    (embeddings,) = session.run(["embeddings"], {"pixels": pixels})
+    expected = torchvision_embeddings(discriminating_state_dict(), photos)
+    assert (embeddings * expected).sum(axis=1).min() >= 0.99999
+
+
+def test_bentoml_gives_back_the_documented_metadata_without_torch(
+    first_run: tuple[Store, object], pth: Path
+) -> None:
+    run = first_run[0].python(
+        "import bentoml, json\n"
+        "model = bentoml.models.get('resnet18:latest')\n"
+        "print(json.dumps([model.info.metadata, model.info.labels, 'torch' in sys.modules]))"
+    )
+    metadata, labels, torch_was_imported = json.loads(run.stdout)
+    cosine = metadata["precisions"]["fp32"].pop("min_cosine_to_torch")
+    assert 0.99999 <= cosine <= 1
+    assert metadata == {
+        "architecture": "resnet18",
+        "weights": "a.pth",
+        "weights_source": "a.pth",
+        "weights_sha256": hashlib.sha256(pth.read_bytes()).hexdigest(),
+        "trained": True,
+        "dimension": 512,
+        "preprocessing": {
+            "version": 1,
+            "resize": 256,
+            "crop": 224,
+            "interpolation": "bilinear, antialiased",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "precisions": {"fp32": {"file": "fp32.onnx"}},
+        "libraries": {
+            **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime")},
+            "python": platform.python_version(),
+        },
+    }
+    assert labels == {"weights": "a.pth", "trained": "true"}
+    assert not torch_was_imported
+
+
+# Calls that are repeated
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> str:
+    """A PYTHONPATH on which torch is not installed."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    return str(tmp_path / "path")
+
+
+def test_if_the_latest_model_has_the_weights_nothing_is_done_and_torch_is_not_needed(
+    first_run: tuple[Store, object], pth: Path, without_torch: str
+) -> None:
+    store = first_run[0]
+    before = store.listing()
+    run = store.run("--if-missing", "--weights", pth, PYTHONPATH=without_torch)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == f"resnet18:latest has the {pth} weights already\n"
+    assert store.listing() == before
+
+
+def test_a_changed_file_of_the_same_name_is_not_taken_for_the_stored_one(
+    first_run: tuple[Store, object], tmp_path: Path, without_torch: str
+) -> None:
+    same_name = save_pth(tmp_path / "a.pth", seed=1)
+    run = first_run[0].run("--if-missing", "--weights", same_name, PYTHONPATH=without_torch)
+    assert failed(first_run[0], run).startswith("save_model: torch is not installed")
+
+
+def test_a_model_for_another_preprocessing_is_not_taken_for_the_wanted_one(
+    stored: Store, pth: Path, without_torch: str
+) -> None:
+    description = stored.home / "models" / "resnet18" / stored.latest / "model.yaml"
+    description.write_text(description.read_text().replace("    version: 1\n", "    version: 0\n"))
+    assert stored.metadata(stored.latest)["preprocessing"]["version"] == 0
+    run = stored.run("--if-missing", "--weights", pth, PYTHONPATH=without_torch)
+    assert failed(stored, run).startswith("save_model: torch is not installed")
+
+
+@pytest.fixture(scope="module")
+def story(
+    tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path
+) -> tuple[Store, str, list[Call]]:
+    """A store with a.pth's model, and the quick start in it: twice offline, twice online; a.pth again."""
+    store = Store.below(tmp_path_factory.mktemp("story"))
+    shutil.copytree(first_run[0].home, store.home)
+    content = pth.read_bytes()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    quick_start = ["--if-missing", "--fallback-untrained"]
+    with serve_files({name: content}) as origin:
+        online, offline = f"{origin}/{name}", f"http://127.0.0.1:{unused_port()}/{name}"
+        calls = store.calls(
+            (quick_start, offline),
+            (quick_start, offline),
+            (quick_start, online),
+            (quick_start, online),
+            ([*quick_start, "--weights", str(pth)], offline),
+        )
+    return store, online, calls
+
+
+def test_offline_the_quick_start_saves_untrained_weights_and_warns(
+    story: tuple[Store, str, list[Call]],
+) -> None:
+    _, _, (call, *_) = story
+    assert call.status == 0
+    assert "\nWARNING: the model has UNTRAINED weights." in call.stderr
+    assert "can't be downloaded: [Errno 111] Connection refused\n" in call.stderr
+    assert call.stdout.startswith(f"saved resnet18:{call.latest} (untrained, ")
+    assert len(call.versions) == 2
+
+
+def test_still_offline_the_quick_start_keeps_the_untrained_model_and_warns_again(
+    story: tuple[Store, str, list[Call]],
+) -> None:
+    _, _, (first, call, *_) = story
+    assert call.status == 0
+    assert "\nWARNING: the model has UNTRAINED weights." in call.stderr
+    assert call.stdout == "resnet18:latest has untrained weights already\n"
+    assert (call.latest, call.versions) == (first.latest, first.versions)
+
+
+def test_online_again_the_quick_start_saves_the_real_weights(
+    story: tuple[Store, str, list[Call]],
+) -> None:
+    store, url, (_, offline, call, *_) = story
+    assert call.status == 0
+    assert "WARNING" not in call.stderr
+    assert call.stdout.startswith(f"saved resnet18:{call.latest} (imagenet, ")
+    assert {*call.versions} == {*offline.versions, call.latest}
+    metadata = store.metadata(call.latest)
+    assert (metadata["weights"], metadata["weights_source"]) == ("imagenet", url)
+    assert metadata["trained"] is True
+
+
+def test_with_the_real_weights_in_place_the_quick_start_does_nothing(
+    story: tuple[Store, str, list[Call]],
+) -> None:
+    _, _, (_, _, online, call, _) = story
+    assert (call.status, call.stderr) == (0, "")
+    assert call.stdout == "resnet18:latest has the imagenet weights already\n"
+    assert (call.latest, call.versions) == (online.latest, online.versions)
+
+
+def test_earlier_weights_become_the_latest_again_and_the_versions_that_pile_up_are_counted(
+    story: tuple[Store, str, list[Call]], first_run: tuple[Store, object]
+) -> None:
+    store, _, (*_, before, call) = story
+    assert call.status == 0
+    assert {*call.versions} == {*before.versions, call.latest}
+    assert store.metadata(call.latest)["weights"] == "a.pth"
+    saved, counted = call.stdout.splitlines()
+    assert saved.startswith(f"saved resnet18:{call.latest} (a.pth, ")
+    model_bytes = (first_run[0].home / "models/resnet18" / first_run[0].latest / "fp32.onnx").stat().st_size
+    assert counted == (
+        f"the store holds 4 versions of resnet18, {4 * model_bytes / 1e6:.1f} MB: "
+        "`bentoml models list resnet18` shows them, `bentoml models delete` removes one"
+    )
+
+
+# Failures: one line, 1, the store as it was
+
+
+@pytest.fixture(scope="module")
+def failures(
+    tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object]
+) -> tuple[Store, list[Call]]:
+    """In a store with a.pth's model: a file without a key, no network, and the wrong download."""
+    store = Store.below(tmp_path_factory.mktemp("failures"))
+    shutil.copytree(first_run[0].home, store.home)
+    kept = {name: value for name, value in discriminating_state_dict().items() if name != "bn1.bias"}
+    torch.save(kept, store.folder / "b.pth")
+    with serve_files({"resnet18-01234567.pth": b"another file"}) as origin:
+        calls = store.calls(
+            (["--weights", str(store.folder / "b.pth")], None),
+            ([], None),
+            (["--fallback-untrained"], f"{origin}/resnet18-01234567.pth"),
+        )
+    return store, calls
+
+
+def test_a_missing_key_is_named_and_the_store_is_left_as_it_was(failures: tuple[Store, list[Call]]) -> None:
+    store, (call, _, _) = failures
+    assert failed(store, call) == f"save_model: {store.folder}/b.pth lacks 'bn1.bias'"
+
+
+def test_without_leave_to_fall_back_a_failed_download_is_an_error(
+    failures: tuple[Store, list[Call]],
+) -> None:
+    store, (_, call, _) = failures
+    line = failed(store, call)
+    assert line.startswith(f"save_model: {IMAGENET_URL} can't be downloaded: ")
+    assert "Connection refused" in line
+
+
+def test_a_download_with_the_wrong_sha256_is_an_error_even_with_leave_to_fall_back(
+    failures: tuple[Store, list[Call]],
+) -> None:
+    store, (_, _, call) = failures
+    assert "was cut short or is not the right file: invalid hash value" in failed(store, call)
+
+
+def test_no_failure_changed_the_store(
+    failures: tuple[Store, list[Call]], first_run: tuple[Store, object]
+) -> None:
+    store, _ = failures
+    assert store.listing() == first_run[0].listing()
+    assert [path for path in (store.folder / "torch").rglob("*") if path.is_file()] == []
+
+
+def test_a_missing_file_is_named_and_the_store_is_left_as_it_was(
+    first_run: tuple[Store, object], tmp_path: Path
+) -> None:
+    store = first_run[0]
+    before = store.listing()
+    run = store.run("--weights", tmp_path / "no\nthing.pth", "--if-missing")
+    assert run.stderr == f"save_model: {tmp_path}/no thing.pth can't be read: No such file or directory\n"
+    assert run.returncode == 1
+    assert store.listing() == before
+
+
+@pytest.mark.parametrize("missing", ["torch", "bentoml"])
+def test_a_missing_package_is_named_with_a_command_that_installs_it(
+    store: Store, tmp_path: Path, missing: str
+) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+    run = store.run("--fallback-untrained", PYTHONPATH=str(tmp_path))
+    assert failed(store, run) == (
+        f"save_model: {missing} is not installed; `make setup` installs what is needed, as does: "
+        "pip install bentoml onnx onnxruntime onnxscript scikit-image torch torchvision"
+    )
+
+
+def test_the_command_names_all_packages_that_making_a_model_takes() -> None:
+    from scripts.save_model import REQUIREMENTS
+
+    project = (ROOT / "pyproject.toml").read_text()
+    extra = project.partition("export = [")[2].partition("]")[0]
+    packages = set(re.findall(r'^ *"([a-z-]+)', extra, flags=re.MULTILINE))
+    assert {*REQUIREMENTS} == packages | {"bentoml", "onnxruntime"}
+
+
+def test_a_store_that_can_not_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = Store(tmp_path, tmp_path / "file" / "bentoml")
+    assert failed(store, store.run()) == (
+        f"save_model: the model store can't be read: [Errno 20] Not a directory: '{store.home}'"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "Resnet", "../up", "a:b", "a" * 64])
+def test_a_name_that_bentoml_does_not_take_is_refused(store: Store, name: str) -> None:
+    run = store.run("--name", name)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == (
+        f"save_model.py: error: argument --name: {name!r} is not a name: up to 63 of a-z 0-9 . _ -, "
+        "a letter or digit first and last"
+    )
+
+
+SAVE = """
+try:
+    model = save("resnet18", b"x" * int(sys.argv[1]), {"weights": "a.pth", "trained": True})
+except StoreError as exc:
+    sys.exit(f"save_model: {exc}")
+print(model.tag)
+"""
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for three pages of 4 KB: a description (1), the latest's name (1), a model of up to 4 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_model_that_just_fits_on_the_disk_is_saved(tiny_disk: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path, tiny_disk / "bentoml")
+    run = store.python(SAVE, "4096")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"resnet18:{store.latest}\n"
+
+
+# With one page more there is room for the model, but not for the note that it is the latest.
+@pytest.mark.parametrize("size", ["4097", "100000"])
+def test_a_full_disk_is_named_and_nothing_of_the_model_is_left(
+    tiny_disk: Path, tmp_path: Path, size: str
+) -> None:
+    store = Store(tmp_path, tiny_disk / "bentoml")
+    run = store.python(SAVE, size)
+    line = failed(store, run)
+    assert line.startswith("save_model: resnet18:")
+    assert "can't be saved: [Errno 28] No space left on device" in line
+    assert store.listing() == {}
+
+
+def test_a_full_temporary_folder_is_named_and_nothing_of_the_model_is_left(
+    tiny_disk: Path, tmp_path: Path
+) -> None:
+    store = Store(tiny_disk, tmp_path / "bentoml")
+    run = store.python(SAVE, "100000")
+    assert "can't be saved: [Errno 28] No space left on device" in failed(store, run)
+    assert store.listing() == {}
+
+
+# An audit hook is where a test can stand in the middle of a copy, and press Ctrl-C there.
+INTERRUPTED_COPY = """
+def interrupt(event, arguments):
+    if event == "shutil.copyfile" and str(arguments[1]).endswith("model.yaml"):
+        raise KeyboardInterrupt
+
+sys.addaudithook(interrupt)
+"""
+
+
+def test_ctrl_c_while_the_model_is_copied_leaves_the_store_as_it_was(
+    first_run: tuple[Store, object],
+) -> None:
+    store = first_run[0]
+    before, latest = store.listing(), store.latest
+    run = store.python(f"{INTERRUPTED_COPY}\n{SAVE}", "4096")
+    assert run.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert store.latest == latest
+    assert contents(store.listing()) == contents(before)
+
+
+def test_ctrl_c_while_the_first_model_is_copied_leaves_an_empty_store(store: Store) -> None:
+    run = store.python(f"{INTERRUPTED_COPY}\n{SAVE}", "4096")
+    assert run.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert store.listing() == {}
+
+
+def contents(listing: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Names and sizes: removing an entry again moves its folder's time, and rewrites the latest."""
+    return {path: size for path, (size, _) in listing.items()}
+
+
+def test_ctrl_c_gives_one_line_and_130(store: Store) -> None:
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "--weights", "untrained"],
+        env=store.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.endswith("exporting to ONNX\n"):
+                process.send_signal(signal.SIGINT)
+                break
+        assert process.stderr.read() == "save_model: interrupted\n"
+    assert process.returncode == 130
+    assert store.listing() == {}
+    assert store.left_behind() == []
