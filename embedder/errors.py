@@ -1,0 +1,175 @@
+"""Everything that can go wrong with a request, as one tree, split by whose fault it is.
+
+EmbedderError
+├── RequestError           the client's: another request would work
+│   ├── InvalidRequest         400  invalid_request
+│   ├── BodyTooLarge           413  body_too_large
+│   ├── UnsupportedMediaType   415  unsupported_media_type
+│   ├── URLNotAllowed          422  url_not_allowed
+│   ├── ImageTooLarge          422  image_too_large
+│   ├── TooManyPixels          422  too_many_pixels
+│   ├── UnsupportedFormat      422  unsupported_format
+│   └── BadImage               422  bad_image
+├── OriginError            the origin's: the same request may work later
+│   ├── FetchFailed            424  fetch_failed
+│   └── FetchTimeout           424  fetch_timeout
+└── ServiceError           ours
+    ├── Overloaded             429  overloaded, with Retry-After
+    ├── Draining               503  draining, with Retry-After
+    └── InternalError          500  internal_error
+
+On the wire each is `{"error": str(error), "code": error.code}` with `error.status`.
+The sentence names limits and actual values; it never names an address that a name resolved to.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+def megabytes(size: int) -> str:
+    """`size` bytes in decimal megabytes, to the byte, so that one byte over a limit reads as more than it."""
+    return f"{size / 1_000_000:.15g} MB"
+
+
+class EmbedderError(Exception):
+    """A request, or one image of a batch, that gets an error instead of an embedding."""
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    summary: ClassVar[str]
+    """One clause for the API's documentation: when this is answered."""
+
+
+class RequestError(EmbedderError):
+    """The client asked for something that can't work, however often it is asked."""
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+    status = 400
+    summary = "the body is not what the route takes"
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+    status = 413
+    summary = "the request body is over the limit"
+
+    def __init__(self, *, limit_bytes: int, actual_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.actual_bytes = actual_bytes
+        actual = "more than that" if actual_bytes is None else megabytes(actual_bytes)
+        super().__init__(f"the request body is {actual}; the limit is {megabytes(limit_bytes)}")
+
+
+class UnsupportedMediaType(RequestError):
+    code = "unsupported_media_type"
+    status = 415
+    summary = "the body is not declared as application/json"
+
+    def __init__(self, media_type: str) -> None:
+        self.media_type = media_type
+        super().__init__(
+            f"the body's Content-Type is {media_type!r}; send application/json "
+            "(curl: -H 'Content-Type: application/json')"
+        )
+
+
+class URLNotAllowed(RequestError):
+    code = "url_not_allowed"
+    status = 422
+    summary = "the URL itself is refused: scheme, port, user name, literal address, host, syntax"
+
+
+class ImageTooLarge(RequestError):
+    code = "image_too_large"
+    status = 422
+    summary = "the image has too many bytes"
+
+    def __init__(self, *, limit_bytes: int, actual_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.actual_bytes = actual_bytes
+        actual = "more than that" if actual_bytes is None else megabytes(actual_bytes)
+        super().__init__(f"the image is {actual}; the limit is {megabytes(limit_bytes)}")
+
+
+class TooManyPixels(RequestError):
+    code = "too_many_pixels"
+    status = 422
+    summary = "the image has too many pixels"
+
+    def __init__(self, *, width: int, height: int, limit_pixels: int) -> None:
+        self.width = width
+        self.height = height
+        self.limit_pixels = limit_pixels
+        super().__init__(
+            f"the image is {width} x {height}, {width * height} pixels; the limit is {limit_pixels} pixels"
+        )
+
+
+class UnsupportedFormat(RequestError):
+    code = "unsupported_format"
+    status = 422
+    summary = "the bytes are not JPEG, PNG, WebP or GIF"
+
+    def __init__(self) -> None:
+        super().__init__("the content is not a JPEG, PNG, WebP or GIF image")
+
+
+class BadImage(RequestError):
+    code = "bad_image"
+    status = 422
+    summary = "the image is damaged, cut short, or built to cost more than it shows"
+
+
+class OriginError(EmbedderError):
+    """The server that has the image did not give it."""
+
+
+class FetchFailed(OriginError):
+    code = "fetch_failed"
+    status = 424
+    summary = "the image's server can't be reached, or did not answer 200 with a body"
+
+
+class FetchTimeout(OriginError):
+    code = "fetch_timeout"
+    status = 424
+    summary = "the image did not arrive in time"
+
+    def __init__(self, *, limit_s: float) -> None:
+        self.limit_s = limit_s
+        super().__init__(f"the image did not arrive within {limit_s:g} s")
+
+
+class ServiceError(EmbedderError):
+    """The service can't answer now; nothing is wrong with the request."""
+
+    retry_after_s: ClassVar[int | None] = None
+
+
+class Overloaded(ServiceError):
+    code = "overloaded"
+    status = 429
+    summary = "too many images are in work; try again after Retry-After seconds"
+    retry_after_s = 1
+
+
+class Draining(ServiceError):
+    code = "draining"
+    status = 503
+    summary = "this process is shutting down; try again after Retry-After seconds"
+    retry_after_s = 2
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down")
+
+
+class InternalError(ServiceError):
+    code = "internal_error"
+    status = 500
+    summary = "a bug in the service; its log has the details"
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the service's log has the details")

@@ -1,0 +1,157 @@
+"""May this URL be fetched? Pure: no name is looked up.
+
+A URL is read once, strictly, and the result is what is fetched. What browsers, curl and Python would read
+differently (odd spellings of addresses, backslashes, user names, missing slashes) is refused, not repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from urllib.parse import quote
+
+import idna
+from yarl import URL
+
+from embedder.addresses import AddressPolicy
+from embedder.errors import URLNotAllowed
+
+MAX_URL_CHARACTERS = 2048
+MAX_HOST_CHARACTERS = 253  # RFC 1035 section 2.3.4, less the root's empty label
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]*))?")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+# WHATWG URL, "ends in a number": such a host is read as an IPv4 address by browsers and by the C library,
+# whatever comes before.
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+# Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
+_KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
+
+
+@dataclass(frozen=True)
+class URLPolicy:
+    """Which URLs may be fetched, before any name is looked up."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Lower-case globs; `*` stands for any characters, dots too. Empty: any host."""
+    allowed_ports: frozenset[int] = frozenset({80, 443})
+    addresses: AddressPolicy = field(default_factory=AddressPolicy)
+
+    def admit(self, text: str) -> URL:
+        """The URL to fetch. Its path and query stay as given, but for characters that no URL may hold: those
+        are percent-encoded as UTF-8. A fragment and an empty query are dropped.
+
+        Raises URLNotAllowed, and nothing else, whatever `text` is.
+        """
+        _check_characters(text)
+        parts = _SPLIT.fullmatch(text)
+        if parts is None:
+            raise URLNotAllowed("the URL does not begin with http:// or https:// and a host")
+        scheme = parts["scheme"].lower()
+        if scheme not in _DEFAULT_PORTS:
+            raise URLNotAllowed(f"the URL's scheme is {scheme!r}; allowed are http, https and data")
+        if "@" in parts["authority"]:
+            raise URLNotAllowed("the URL carries a user name or password")
+        authority = _AUTHORITY.fullmatch(parts["authority"])
+        if authority is None:
+            raise URLNotAllowed("the URL's host and port can't be read")
+        host = self._admitted_host(authority["host"])
+        port = self._admitted_port(authority["port"], scheme)
+        rest = quote(parts["rest"], safe=_KEPT_IN_PATH)
+        if not rest.startswith("/"):
+            rest = "/" + rest
+        netloc = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
+        url = URL(f"{scheme}://{netloc}{rest}", encoded=True)
+        try:
+            _ = url.host  # decoded only now, for whoever shows it: "xn--" may be followed by anything
+        except ValueError:
+            raise URLNotAllowed("the URL's host is not a valid international name") from None
+        return url
+
+    def follow(self, url: URL, location: str) -> URL:
+        """The URL that a redirect from `url` to `location` (absolute or relative) leads to.
+
+        Raises URLNotAllowed as `admit` does.
+        """
+        if _SCHEME.match(location):
+            return self.admit(location)
+        if location.startswith("//"):
+            return self.admit(f"{url.scheme}:{location}")
+        _check_characters(location)
+        return self.admit(str(url.join(URL(location, encoded=True))))
+
+    def _admitted_host(self, text: str) -> str:
+        """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""
+        host = text.lower()
+        if host.startswith("["):
+            host = _canonical_ipv6(host[1:-1])
+            name = host
+        else:
+            host = _ascii_host(host)
+            name = host.removesuffix(".")
+        if self.allowed_hosts and not any(fnmatchcase(name, glob) for glob in self.allowed_hosts):
+            raise URLNotAllowed(f"the host {name!r} is not on this service's list of hosts")
+        address = _literal_address(name)
+        if address is not None and not self.addresses.allows(address):
+            raise URLNotAllowed(f"the address {name} is not public")
+        return f"[{host}]" if ":" in host else host
+
+    def _admitted_port(self, text: str | None, scheme: str) -> int:
+        if text == "":
+            raise URLNotAllowed("the URL's port is empty")  # as in http://http://example.org
+        port = _DEFAULT_PORTS[scheme] if text is None else int(text)
+        if port not in self.allowed_ports:
+            allowed = ", ".join(map(str, sorted(self.allowed_ports)))
+            raise URLNotAllowed(f"the URL's port is {port}; allowed are {allowed}")
+        return port
+
+
+def _check_characters(text: str) -> None:
+    if len(text) > MAX_URL_CHARACTERS:
+        raise URLNotAllowed(f"the URL has {len(text)} characters; the limit is {MAX_URL_CHARACTERS}")
+    # isprintable is false for control, format, surrogate and unassigned characters and for every blank
+    # but the ASCII one.
+    if not text.isprintable() or " " in text or "\\" in text:
+        raise URLNotAllowed("the URL contains a blank, a control character or a backslash")
+
+
+def _ascii_host(text: str) -> str:
+    host = text
+    if not text.isascii():
+        try:
+            host = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
+        except UnicodeError:  # idna.IDNAError is one
+            raise URLNotAllowed("the URL's host is not a valid international name") from None
+    if not host:
+        raise URLNotAllowed("the URL has no host")
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    if len(name) > MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
+        raise URLNotAllowed("the URL's host is not a valid name")
+    if _NUMERIC_LABEL.fullmatch(labels[-1]) and (text != name or _literal_address(name) is None):
+        raise URLNotAllowed("the URL's host is a number that is not a plain IPv4 address")
+    return host
+
+
+def _canonical_ipv6(text: str) -> str:
+    try:
+        address = IPv6Address(text)
+    except AddressValueError:
+        raise URLNotAllowed("the URL's host is not a valid IPv6 address") from None
+    if address.scope_id is not None:
+        raise URLNotAllowed("the URL's host is an IPv6 address with a zone")
+    return str(address)
+
+
+def _literal_address(name: str) -> IPv4Address | IPv6Address | None:
+    for family in (IPv4Address, IPv6Address):
+        try:
+            return family(name)
+        except AddressValueError:
+            continue
+    return None
