@@ -130,7 +130,7 @@ class OriginError(EmbedderError):
 class FetchFailed(OriginError):
     code = "fetch_failed"
     status = 424
-    summary = "the image's server can't be reached, or did not answer 200 with a body"
+    summary = "the image's server can't be reached, breaks off, or answers other than 200"
 
 
 class FetchTimeout(OriginError):
@@ -138,9 +138,9 @@ class FetchTimeout(OriginError):
     status = 424
     summary = "the image did not arrive in time"
 
-    def __init__(self, *, limit_s: float) -> None:
+    def __init__(self, *, limit_s: float, event: str = "the image did not arrive") -> None:
         self.limit_s = limit_s
-        super().__init__(f"the image did not arrive within {limit_s:g} s")
+        super().__init__(f"{event} within {limit_s:g} s")
 
 
 class ServiceError(EmbedderError):

@@ -1,0 +1,334 @@
+"""URL → bytes, within limits. The only file that knows aiohttp.
+
+The guard sits where an address is dialled: `_open_socket` sees the exact address of every attempt, whether
+it was written in the URL, came from a name, or from a redirect. Everything before it only fails earlier
+and with a better sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address, ip_address
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from embedder.addresses import Address, AddressPolicy
+from embedder.decode import HEAD_BYTES, sniff
+from embedder.errors import (
+    Draining,
+    FetchFailed,
+    FetchTimeout,
+    ImageTooLarge,
+    UnsupportedFormat,
+    URLNotAllowed,
+)
+from embedder.urls import URLPolicy
+
+# For one round of dialling all of a name's addresses, and the TLS handshake. Two seconds reach any origin
+# that is up; a black hole then costs no more, where it would cost the whole deadline.
+CONNECT_TIMEOUT_S = 2.0
+# In one worker. Images mostly come from one CDN, so one host may have a good part of all connections;
+# a host that hangs can hold no more than that part.
+MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_HOST = 64
+# A name with hundreds of addresses would otherwise be dialled for the whole deadline.
+MAX_ADDRESSES_PER_NAME = 8
+
+# Of one answer: interim ones (1xx) before the real one. Servers send one or two.
+MAX_HEADS = 8
+HEAD_STEP_BYTES = 4096
+
+_HEADERS = {
+    "User-Agent": "image-embedder",
+    # What can be decoded, so that a CDN that negotiates (Cloudinary's f_auto) does not send AVIF.
+    "Accept": "image/jpeg,image/png,image/webp,image/gif",
+    "Accept-Encoding": "identity",
+}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# One sentence for refused, unresolvable, unroutable and forbidden addresses: a client must not learn
+# from the answer what stands inside the network.
+_UNREACHABLE = "the image's server can't be reached"
+
+OpenSocket = Callable[[int, int, int], socket.socket]
+"""`socket.socket`, or a stand-in: (family, type, protocol) → an unconnected socket."""
+
+
+class Fetcher:
+    """Downloads images over http and https.
+
+    Make it anywhere, use it on one event loop: `await start()`, any number of `fetch`, and `await close()`
+    when none is under way.
+    """
+
+    def __init__(
+        self,
+        urls: URLPolicy,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        max_redirects: int,
+        resolver: Callable[[], AbstractResolver] = aiohttp.AsyncResolver,
+        open_socket: OpenSocket = socket.socket,
+    ) -> None:
+        self._urls = urls
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._max_redirects = max_redirects
+        self._make_resolver = resolver
+        self._new_socket = open_socket
+        self._resolver: _GuardedResolver
+        self._session: aiohttp.ClientSession
+
+    async def start(self) -> None:
+        self._resolver = _GuardedResolver(self._make_resolver(), self._urls.addresses)
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver,
+            socket_factory=self._open_socket,
+            limit=MAX_CONNECTIONS,
+            limit_per_host=MAX_CONNECTIONS_PER_HOST,
+            # Also how many addresses aiohttp gives up after a round over all of them has failed: with fewer,
+            # it would dial the others again.
+            interleave=MAX_ADDRESSES_PER_NAME,
+        )
+        one_answer = partial(_OneAnswer, loop=asyncio.get_running_loop())
+        connector._factory = one_answer  # type: ignore[assignment]  # a partial of a subclass is not one
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=_HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,  # no proxy variables, no netrc
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+        await self._resolver.close()
+
+    async def fetch(self, text: str) -> bytes:
+        """The body behind the URL `text`: at most `max_bytes`, beginning like an image.
+
+        Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Draining after
+        `close`.
+        Waiting for a connection counts as part of `timeout_s`; so do all redirects.
+        """
+        url = self._urls.admit(text)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        try:
+            for _ in range(self._max_redirects + 1):
+                answer = await self._get(url, deadline)
+                if isinstance(answer, bytes):
+                    return answer
+                url = answer
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as exc:
+            # ValueError is aiohttp's for some malformed answers.
+            raise self._translated(exc) from exc
+        raise FetchFailed(f"the image's server redirects more than {self._max_redirects} times")
+
+    async def _get(self, url: URL, deadline: float) -> bytes | URL:
+        """The image at `url`, or where it redirects to."""
+        if self._session.closed:
+            raise Draining
+        remaining_s = deadline - asyncio.get_running_loop().time()
+        if remaining_s <= 0:
+            raise FetchTimeout(limit_s=self._timeout_s)
+        timeout = aiohttp.ClientTimeout(
+            total=remaining_s,
+            sock_connect=CONNECT_TIMEOUT_S,
+            ceil_threshold=math.inf,  # aiohttp rounds long timeouts up to whole seconds otherwise
+        )
+        async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
+            try:
+                if response.status in _REDIRECTS:
+                    return self._redirect_target(url, response)
+                self._check_head(response)
+                return await self._read(response)
+            finally:
+                # Returns a connection whose answer was read to its end to the pool, and cuts any other:
+                # the rest of an unwanted answer is not worth downloading.
+                if not response.content.is_eof():
+                    response.close()
+
+    def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
+        location = response.headers.get("Location")
+        if location is None:
+            raise FetchFailed(f"the image's server answered {response.status} without a Location")
+        try:
+            target = self._urls.follow(url, location)
+        except URLNotAllowed as exc:
+            raise FetchFailed(f"the image's server redirects to a URL that is not allowed: {exc}") from exc
+        if url.scheme == "https" and target.scheme == "http":
+            raise FetchFailed("the image's server redirects from https to http")
+        return target
+
+    def _check_head(self, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            raise FetchFailed(f"the image's server answered {response.status}")
+        encodings = ",".join(response.headers.getall("Content-Encoding", [])).lower().split(",")
+        if any(encoding.strip() not in ("", "identity") for encoding in encodings):
+            raise FetchFailed("the image's server answered with a Content-Encoding that was not asked for")
+        if response.content_length is not None and response.content_length > self._max_bytes:
+            raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        is_image = False
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self._max_bytes:
+                raise ImageTooLarge(limit_bytes=self._max_bytes)
+            if not is_image and len(body) >= HEAD_BYTES:
+                if sniff(bytes(body[:HEAD_BYTES])) is None:
+                    raise UnsupportedFormat
+                is_image = True
+        if not is_image:
+            raise UnsupportedFormat  # too short to be any image
+        return bytes(body)
+
+    def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for the address in `info`, if it may be dialled."""
+        family, kind, protocol, _, sockaddr = info
+        address = ip_address(sockaddr[0])
+        zone = sockaddr[3] if len(sockaddr) == 4 else 0
+        if zone or not _may_dial(address, self._urls.addresses):
+            raise PermissionError(errno.EACCES, "address not allowed")
+        return self._new_socket(family, kind, protocol)
+
+    def _translated(self, exc: Exception) -> FetchFailed | FetchTimeout:
+        """What a client is told of an error of aiohttp's or the system's."""
+        if isinstance(exc, aiohttp.ConnectionTimeoutError):
+            return FetchTimeout(
+                limit_s=min(CONNECT_TIMEOUT_S, self._timeout_s),
+                event="no connection to the image's server came about",
+            )
+        if isinstance(exc, asyncio.TimeoutError):
+            return FetchTimeout(limit_s=self._timeout_s)
+        if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+            reason = getattr(exc.certificate_error, "verify_message", "") or "it does not match"
+            return FetchFailed(f"the certificate of the image's server is not valid: {reason}")
+        if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError):
+            return FetchFailed("the TLS connection to the image's server failed")
+        if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
+            return FetchFailed(_UNREACHABLE)
+        return FetchFailed("the image's server broke off or did not speak HTTP")
+
+
+class _OneAnswer(ResponseHandler):
+    """A connection that carries one answer for each request, and is cut when it carries anything else.
+
+    aiohttp's own gives an answer that nobody asked for to the next request; it parses interim answers (1xx)
+    as fast as they come, seconds in one turn of the event loop; and it leaves the reader of a body waiting
+    when the rest of it is malformed. What is overridden here is private to aiohttp: the tests fail when it
+    is not called any more.
+    """
+
+    _heads = 0
+    _answered = False
+
+    # Any, here and below: aiohttp's private types.
+    def set_response_params(self, **params: Any) -> None:
+        self._heads, self._answered = 0, False
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[Any, Any], size: int = 0) -> None:
+        head, _ = data
+        self._heads += 1 + MAX_HEADS * self._answered
+        self._answered = head.code >= 200
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        if not data:  # aiohttp's own call, to go on with what it has
+            super().data_received(data)
+            return
+        if self._answered and not self._in_body():
+            self._cut()
+            return
+        position = 0
+        while position < len(data) and self.is_connected():
+            # A head goes to the parser bit by bit: the rest of a flood of heads is not worth parsing.
+            end = len(data) if self._in_body() else position + HEAD_STEP_BYTES
+            super().data_received(data[position:end])
+            position = end
+            if self._heads > MAX_HEADS:
+                self._cut()
+
+    def set_exception(self, exc: Any, *args: Any) -> None:
+        super().set_exception(exc, *args)
+        self._break_body_off(exc)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:  # a reset does not end a body, not even one without a length
+            self._break_body_off(exc)
+        super().connection_lost(exc)
+
+    def _in_body(self) -> bool:
+        return self._payload is not None and not self._payload.is_eof()
+
+    def _break_body_off(self, cause: BaseException) -> None:
+        if self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError("the body broke off"), cause)
+
+    def _cut(self) -> None:
+        self.set_exception(aiohttp.ClientPayloadError("more than one answer"))
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class _GuardedResolver(AbstractResolver):
+    """Refuses a name as a whole when any of its addresses may not be dialled.
+
+    A name that mixes public and private answers is how a filter that tries one after the other is fooled.
+    Where the operator vouches for some of a name's addresses, the name is the operator's own and its other
+    answers are only dropped: "localhost" is also ::1 where just 127.0.0.0/8 was allowed.
+    """
+
+    def __init__(self, resolver: AbstractResolver, addresses: AddressPolicy) -> None:
+        self._resolver = resolver
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        answers = await self._resolver.resolve(host, port, family)
+        vouched = [a for a in answers if self._addresses.vouched_for(ip_address(a["host"]))]
+        if vouched:
+            answers = vouched
+        elif not all(_may_dial(ip_address(answer["host"]), self._addresses) for answer in answers):
+            raise PermissionError(errno.EACCES, "address not allowed")
+        if not answers:
+            raise OSError(errno.ENODATA, "the name has no address")
+        return answers[:MAX_ADDRESSES_PER_NAME]
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+def _may_dial(address: Address, addresses: AddressPolicy) -> bool:
+    if addresses.vouched_for(address):
+        return True
+    return addresses.allows(address) and not _is_this_machines(address)
+
+
+def _is_this_machines(address: Address) -> bool:
+    """Whether `address` is one of this machine's: it may be public, but it leads inside.
+
+    An address can be bound exactly when it is the machine's own: any of any interface's, and those of whole
+    networks that are routed to the machine. No packet is sent. Where that can't be found out (no descriptor
+    is left, net.ipv4.ip_nonlocal_bind is on) the answer is yes: nothing is dialled.
+    """
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as exc:
+        return exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True

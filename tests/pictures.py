@@ -1,0 +1,262 @@
+"""Test images, as the bytes of a file: one function for each kind, from ordinary to hostile."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image
+
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+@functools.cache
+def _astronaut() -> Image.Image:
+    image = Image.open(Path(skimage.data_dir) / "astronaut.png").convert("RGB")
+    image.info.clear()  # its colour profile, which Pillow would write into each file
+    return image
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A photo, RGB, stretched to this size."""
+    return _astronaut().resize((width, height), Image.Resampling.BICUBIC)
+
+
+def noise(width: int, height: int, channels: int = 3, *, highest: int = 255) -> NDArray[np.int64]:
+    """Reproducible noise (height, width, channels): what no filter and no crop may get wrong."""
+    return np.random.default_rng(0).integers(0, highest + 1, (height, width, channels))
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:  # Pillow's own options
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def oriented(image: Image.Image, format: str, orientation: int, **options: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, format, exif=exif, **options)
+
+
+def exif(orientation: int, *, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
+    """EXIF with one entry, the orientation, as a JPEG's APP1 carries it."""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(f"{order}H2x", orientation)
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, count) + value
+    return b"Exif\0\0" + head + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+
+
+# JPEG
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def with_segments(jpeg: bytes, segments: bytes) -> bytes:
+    """The JPEG with more segments right behind its start."""
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def jpeg_segments(jpeg: bytes) -> list[tuple[int, int, int]]:
+    """Marker, first byte and end of each segment; a scan's coded data is in none."""
+    segments = []
+    position = 2
+    while True:
+        found = MARKER.search(jpeg, position)
+        assert found is not None
+        marker = found[0][1]
+        if marker == 0xD9:
+            return segments
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+        segments.append((marker, found.start(), position))
+
+
+def jpeg_with_scans(count: int, *, width: int = 64, height: int = 64) -> bytes:
+    """A progressive JPEG of so many scans: its last, a refinement, is there again and again."""
+    jpeg = encoded(photo(width, height), "JPEG", progressive=True)
+    scans = [first for marker, first, _ in jpeg_segments(jpeg) if marker == 0xDA]
+    return jpeg[:-2] + jpeg[scans[-1] : -2] * (count - len(scans)) + jpeg[-2:]
+
+
+def ycck_jpeg(y: int, cb: int, cr: int, k: int, *, width: int = 64, height: int = 64) -> bytes:
+    """One colour, as Adobe stores CMYK in luma and chroma: Pillow writes CMYK, relabelled here."""
+    stored = [255 - value for value in (y, cb, cr, k)]  # Pillow inverts CMYK when it writes
+    jpeg = encoded(Image.new("CMYK", (width, height), tuple(stored)), "JPEG", quality=100)
+    adobe = jpeg.index(b"Adobe")
+    return jpeg[: adobe + 11] + b"\x02" + jpeg[adobe + 12 :]
+
+
+def mpo(first: Image.Image, second: Image.Image) -> bytes:
+    return encoded(first, "MPO", save_all=True, append_images=[second])
+
+
+def jpeg_header_only(width: int, height: int) -> bytes:
+    """Start and frame header, nothing else."""
+    frame = struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\x00"
+    return b"\xff\xd8" + jpeg_segment(0xC0, frame)
+
+
+# PNG
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", len(body), kind) + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    samples: NDArray[Any],  # any integers
+    depth: int,
+    colour: int,
+    *,
+    interlaced: bool = False,
+    before_data: bytes = b"",
+) -> bytes:
+    """A PNG of any kind from its samples (height, width, channels), which Pillow can't all write."""
+    height, width, _ = samples.shape
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = [
+        b"\0" + _packed(row, depth)
+        for x, y, across, down in passes
+        for row in samples[y::down, x::across]
+        if row.size
+    ]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return png_of_parts(header, before_data, zlib.compress(b"".join(rows), 1))
+
+
+def png_of_parts(header: bytes, before_data: bytes, data: bytes) -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + before_data
+        + png_chunk(b"IDAT", data)
+        + png_chunk(b"IEND", b"")
+    )
+
+
+def _packed(row: NDArray[Any], depth: int) -> bytes:
+    if depth == 16:
+        return row.astype(">u2").tobytes()
+    bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1) & 1
+    return np.packbits(bits).tobytes()
+
+
+def png_with_chunks(count: int, kind: bytes = b"teSt") -> bytes:
+    """A PNG of so many chunks, its own three included; the others are empty."""
+    plain = png(noise(8, 8), 8, RGB)
+    return plain[:33] + png_chunk(kind, b"") * (count - 3) + plain[33:]
+
+
+def png_bomb(width: int, height: int, depth: int = 8, colour: int = RGB) -> bytes:
+    """All zero, and compressed to a thousandth."""
+    channels = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}[colour]
+    row = bytes(1 + (width * channels * depth + 7) // 8)
+    squeeze = zlib.compressobj(1)
+    data = b"".join([squeeze.compress(row) for _ in range(height)]) + squeeze.flush()
+    return png_of_parts(struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), b"", data)
+
+
+# WebP
+
+
+def webp_of_chunks(chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
+    body = b"WEBP" + b"".join(
+        struct.pack("<4sI", kind, len(data)) + data + bytes(len(data) % 2) for kind, data in chunks
+    )
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def webp_chunks(webp: bytes) -> list[tuple[bytes, bytes]]:
+    """The kind and data of each chunk."""
+    chunks, position = [], 12
+    while position < len(webp):
+        kind, size = struct.unpack_from("<4sI", webp, position)
+        chunks.append((kind, webp[position + 8 : position + 8 + size]))
+        position += 8 + size + size % 2
+    return chunks
+
+
+def webp_canvas(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
+    """The VP8X chunk."""
+    sizes = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"VP8X", bytes([flags, 0, 0, 0]) + sizes
+
+
+# GIF
+
+
+def gif_head(width: int, height: int) -> bytes:
+    """Header and a palette of black and white."""
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+
+
+def gif_frame(width: int, height: int, data: bytes, *, left: int = 0, top: int = 0) -> bytes:
+    """A frame whose LZW data (2-bit codes to begin with) is already in sub-blocks."""
+    return struct.pack("<B4HBB", 0x2C, left, top, width, height, 0, 2) + data + b"\0"
+
+
+GIF_PIXEL = b"\x02\x4c\x01"
+"""The LZW data of a 1 x 1 frame of colour 1: clear, 1, end."""
+
+
+def animation(format: str, *frames: Image.Image, **options: Any) -> bytes:  # Pillow's options
+    return encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=40, **options)
+
+
+# All kinds, small: for suites that only ask what happens to an image
+
+
+@functools.cache
+def samples() -> dict[str, bytes]:
+    """One small valid file of each kind, by its name; square, 96 pixels."""
+    colours = photo(96, 96)
+    other = Image.new("RGB", colours.size, (0, 0, 255))
+    grey = colours.convert("L")
+    clear = colours.copy()
+    clear.putalpha(grey)
+    indexed = colours.quantize(16)
+    pixels = np.asarray(colours).astype(np.int64)
+    return {
+        "jpeg": encoded(colours, "JPEG"),
+        "jpeg_444": encoded(colours, "JPEG", subsampling=0),
+        "jpeg_progressive": encoded(colours, "JPEG", progressive=True),
+        "jpeg_restarts": encoded(colours, "JPEG", restart_marker_blocks=2),
+        "jpeg_grey": encoded(grey, "JPEG"),
+        "jpeg_cmyk": encoded(colours.convert("CMYK"), "JPEG"),
+        "jpeg_ycck": ycck_jpeg(120, 100, 150, 200),
+        "jpeg_exif": oriented(colours, "JPEG", 6),
+        "mpo": mpo(colours, other),
+        "png": encoded(colours, "PNG"),
+        "png_interlaced": png(pixels, 8, RGB, interlaced=True),
+        "png_1bit": encoded(colours.convert("1"), "PNG"),
+        "png_grey": encoded(grey, "PNG"),
+        "png_grey16": png(pixels[..., :1] * 257, 16, GREY),
+        "png_rgb16": png(pixels * 257, 16, RGB),
+        "png_rgba": encoded(clear, "PNG"),
+        "png_grey_alpha": encoded(clear.convert("LA"), "PNG"),
+        "png_palette": encoded(indexed, "PNG"),
+        "png_palette_clear": encoded(indexed, "PNG", transparency=bytes(range(0, 256, 17))),
+        "png_exif": oriented(colours, "PNG", 8),
+        "apng": animation("PNG", colours, other),
+        "webp": encoded(colours, "WEBP"),
+        "webp_lossless": encoded(colours, "WEBP", lossless=True),
+        "webp_alpha": encoded(clear, "WEBP"),
+        "webp_exif": oriented(colours, "WEBP", 3),
+        "webp_animated": animation("WEBP", colours, other),
+        "gif": encoded(indexed, "GIF"),
+        "gif_clear": encoded(indexed, "GIF", transparency=3),
+        "gif_animated": animation("GIF", indexed, other.quantize(16)),
+    }
