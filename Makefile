@@ -1,0 +1,51 @@
+# make serve   everything from nothing to a service on port 8000
+# make test    everything from nothing to a run of every test
+#
+# PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PYTHON=python3
+
+PYTHON ?= python3
+PORT ?= 8000
+WEIGHTS ?= imagenet
+
+BIN := .venv/bin
+# Nothing here reports usage to anybody.
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format bento lock
+
+help:
+	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth)"
+	@echo "make test    set everything up and run every test"
+	@echo "make setup   only set up: .venv with everything in it"
+	@echo "make bento   build the Bento and say its tag (WEIGHTS=)"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff format"
+	@echo "make lock    pin what serves again, into requirements.lock"
+
+# A few milliseconds when there is nothing to do.
+setup:
+	@$(PYTHON) scripts/setup.py
+
+serve: setup
+	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' --weights '$(WEIGHTS)'
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bento: setup
+	@$(BIN)/python scripts/save_model.py --weights '$(WEIGHTS)' --if-missing
+	@$(BIN)/bentoml build
+
+lock: setup
+	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
+		pyproject.toml --output-file requirements.lock

@@ -1,0 +1,63 @@
+"""The model in BentoML's model store: found with a helpful error, packed into a Bento only when trained."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
+from bentoml.models import BentoModel
+
+ALLOW_UNTRAINED = "ALLOW_UNTRAINED"
+"""Environment variable: 1 lets `bentoml build` pack a model that has learnt nothing."""
+
+
+class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships no types
+    """A reference to a model by tag, `resnet18:latest` for example.
+
+    What it refers to is looked up when it is used. In a built Bento that is the version it was built with.
+    """
+
+    def resolve(self, *_: object, **__: object) -> bentoml.Model:
+        """The stored model; the same one for the life of this process, whatever is saved meanwhile.
+
+        Raises BentoMLException, in a sentence that says how to make one.
+        """
+        return _stored(str(self.tag))
+
+    def to_info(self, alias: str | None = None) -> Any:  # Any: BentoML's own record, untyped
+        """What `bentoml build` writes into the Bento. Refuses weights that have learnt nothing."""
+        model = self.resolve()
+        if not model.info.metadata["trained"] and os.environ.get(ALLOW_UNTRAINED) != "1":
+            raise InvalidArgument(
+                f"{model.tag} holds untrained weights, whose embeddings mean little; save trained ones "
+                "(python scripts/save_model.py --weights imagenet) "
+                f"or build it all the same: {ALLOW_UNTRAINED}=1 bentoml build"
+            )
+        return super().to_info(alias or str(self.tag))
+
+    def onnx_file(self, precision: str) -> Path:
+        """The network's file. Raises BentoMLException when the model was saved without that precision."""
+        model = self.resolve()
+        metadata: dict[str, Any] = dict(model.info.metadata)  # Any: JSON
+        precisions = metadata["precisions"]
+        if precision not in precisions:
+            raise BentoMLException(f"{model.tag} was saved in {', '.join(precisions)}, not in {precision}")
+        return Path(model.path_of(precisions[precision]["file"]))
+
+
+@cache
+def _stored(tag: str) -> bentoml.Model:
+    try:
+        # Unlike a lookup in the store itself, this one knows what "latest" was when a Bento was built.
+        model = bentoml.models.get(tag)
+    except NotFound:
+        raise BentoMLException(
+            f"there is no model {tag} in BentoML's model store; make it: python scripts/save_model.py"
+        ) from None
+    if model.info.metadata.get("architecture") != "resnet18":
+        raise BentoMLException(f"{model.tag} was not saved by scripts/save_model.py and can't be served")
+    return model

@@ -1,0 +1,209 @@
+"""The OpenAPI document: what every route takes and answers, with the limits in force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from embedder import errors
+from embedder.encoder import DIMENSION
+from embedder.errors import EmbedderError, ServiceError
+from embedder.settings import Settings
+from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.wire.route import MODEL_HEADER
+from embedder.wire.single import EmbedRequest, EmbedResponse
+
+Json = dict[str, Any]  # Any: an OpenAPI document is JSON of many shapes
+
+# A unit vector: 512 times 1/√512.
+_EXAMPLE_EMBEDDING = [round(1 / math.sqrt(DIMENSION), 8)] * DIMENSION
+_EXAMPLE_ERRORS = (
+    errors.URLNotAllowed("the address 10.0.0.1 is not public"),
+    errors.ImageTooLarge(limit_bytes=20_000_000, actual_bytes=31_400_000),
+    errors.TooManyPixels(width=12_000, height=9_000, limit_pixels=50_000_000),
+    errors.UnsupportedFormat(),
+    errors.BadImage("the image is cut short"),
+    errors.FetchFailed("the image's server answered 404"),
+    errors.FetchTimeout(limit_s=10),
+    errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
+    errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
+    errors.UnsupportedMediaType("text/plain"),
+    errors.Overloaded("512 images are in work and the limit is 512: no room for 1 more now"),
+    errors.Draining(),
+    errors.InternalError(),
+)
+# Of these only a single image's request fails; in a batch they are an item's.
+_OF_ONE_IMAGE = (422, 424)
+
+
+class OpenAPIDocument(Json):
+    """An OpenAPI document the way BentoML asks for it: as a dict to serve, as YAML to pack into a Bento."""
+
+    def asdict(self) -> Json:
+        return self
+
+
+yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_dict(document.items()))
+
+
+def openapi_document(base: Json, *, title: str, version: str, settings: Settings) -> OpenAPIDocument:
+    """BentoML's document `base`: its own routes stay; what it guesses about ours is replaced."""
+    infrastructure = {path: item for path, item in base["paths"].items() if "get" in item}
+    return OpenAPIDocument(
+        openapi="3.1.0",
+        info={"title": title, "version": version, "description": _description(settings)},
+        servers=base["servers"],
+        tags=base["tags"],
+        paths={**_paths(settings), **infrastructure},
+        components={"schemas": _schemas(settings)},
+    )
+
+
+def _description(settings: Settings) -> str:
+    return (
+        "Image URLs in, L2-normalised ResNet18 embeddings out. The dot product of two embeddings is the "
+        "cosine of the images' similarity.\n\n"
+        f"Limits: {settings.max_urls} URLs a batch, {errors.megabytes(settings.max_image_bytes)} and "
+        f"{settings.max_image_pixels} pixels an image, {errors.megabytes(settings.max_body_bytes)} a body, "
+        f"{settings.fetch_timeout_s:g} s and {settings.max_redirects} redirects a download.\n\n"
+        'Every error is `{"error": "what happened", "code": "snake_case"}`.'
+    )
+
+
+def _paths(settings: Settings) -> Json:
+    return {
+        "/embed": {
+            "post": {
+                "operationId": "embed",
+                "tags": ["Service APIs"],
+                "summary": "The embedding of one image",
+                "description": "Downloads the image, decodes it, and returns its embedding.",
+                "requestBody": _request_body("EmbedRequest", {"url": _EXAMPLE_URL}),
+                "responses": {
+                    "200": _ok("EmbedResponse", {"embedding": _EXAMPLE_EMBEDDING}),
+                    **_error_responses(_EXAMPLE_ERRORS),
+                },
+            }
+        },
+        "/embed_batch": {
+            "post": {
+                "operationId": "embed_batch",
+                "tags": ["Service APIs"],
+                "summary": "The embeddings of many images",
+                "description": "As `/embed`, for up to "
+                f"{settings.max_urls} images at once. An image that fails leaves a null in its place and an "
+                "item under `errors`; the others are not affected and the status is 200.",
+                "requestBody": _request_body(
+                    "EmbedBatchRequest", {"urls": [_EXAMPLE_URL, "https://example.com/missing.jpg"]}
+                ),
+                "responses": {
+                    "200": _ok("EmbedBatchResponse", _EXAMPLE_BATCH),
+                    **_error_responses(e for e in _EXAMPLE_ERRORS if e.status not in _OF_ONE_IMAGE),
+                },
+            }
+        },
+        "/health": {
+            "get": {
+                "operationId": "health",
+                "tags": ["Infrastructure"],
+                "summary": "Whether this process serves",
+                "responses": {
+                    "200": _json("It does.", "Health", {"status": "healthy"}),
+                    "503": _json("It is leaving, or its model fails.", "Health", {"status": "draining"}),
+                },
+            }
+        },
+        "/info": {
+            "get": {
+                "operationId": "info",
+                "tags": ["Infrastructure"],
+                "summary": "The model and its provenance, the limits in force, versions",
+                "responses": {"200": _json("What is served.", "Info", None)},
+            }
+        },
+    }
+
+
+_EXAMPLE_URL = "https://res.cloudinary.com/demo/image/upload/sample.jpg"
+_EXAMPLE_BATCH = {
+    "embeddings": [_EXAMPLE_EMBEDDING, None],
+    "errors": [{"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}],
+}
+
+
+def _request_body(schema: str, example: Json) -> Json:
+    return {"required": True, "content": _content(schema, example)}
+
+
+def _ok(schema: str, example: Json) -> Json:
+    model = {"description": "The tag of the model that made it.", "schema": {"type": "string"}}
+    return {**_json("Successful Response", schema, example), "headers": {MODEL_HEADER: model}}
+
+
+def _error_responses(examples: Iterable[EmbedderError]) -> Json:
+    responses: Json = {}
+    for error in examples:
+        response = responses.setdefault(
+            str(error.status),
+            {"description": "", "content": {"application/json": {"schema": _ref("Error"), "examples": {}}}},
+        )
+        response["description"] += f"- `{error.code}`: {error.summary}\n"
+        response["content"]["application/json"]["examples"][error.code] = {
+            "value": {"error": str(error), "code": error.code}
+        }
+        if isinstance(error, ServiceError) and error.retry_after_s is not None:
+            seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}
+            response["headers"] = {"Retry-After": seconds}
+    return responses
+
+
+def _json(description: str, schema: str, example: Json | None) -> Json:
+    return {"description": description, "content": _content(schema, example)}
+
+
+def _content(schema: str, example: Json | None) -> Json:
+    content: Json = {"schema": _ref(schema)}
+    if example is not None:
+        content["example"] = example
+    return {"application/json": content}
+
+
+def _ref(schema: str) -> Json:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _schemas(settings: Settings) -> Json:
+    schemas: Json = {}
+    for model in (EmbedRequest, EmbedResponse, EmbedBatchRequest, EmbedBatchResponse):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    schemas["EmbedBatchRequest"]["properties"]["urls"]["maxItems"] = settings.max_urls
+    one_image = [error.code for error in _EXAMPLE_ERRORS if error.status in (*_OF_ONE_IMAGE, 500)]
+    schemas["ItemError"]["properties"]["code"]["enum"] = one_image
+    schemas["Error"] = _object(
+        "What every error is.",
+        error={"type": "string", "description": "What happened, for people."},
+        code={"type": "string", "enum": [error.code for error in _EXAMPLE_ERRORS]},
+    )
+    schemas["Health"] = _object(
+        "Whether this process serves.",
+        status={"type": "string", "enum": ["healthy", "draining", "unhealthy"]},
+    )
+    schemas["Info"] = _object(
+        "What is served.",
+        model={"type": "object", "description": "Its tag, weights, their source and sha256, preprocessing."},
+        dimension={"type": "integer", "const": DIMENSION},
+        precision={"type": "string"},
+        limits={"type": "object", "description": "The settings in force."},
+        versions={"type": "object", "description": "Of this service and the libraries under it."},
+    )
+    return schemas
+
+
+def _object(description: str, **properties: Json) -> Json:
+    required: Sequence[str] = list(properties)
+    return {"type": "object", "description": description, "properties": properties, "required": required}

@@ -1,0 +1,210 @@
+"""What every route has in common: BentoML awaits `from_http_request` before its batcher and
+`to_http_response` after it, both in the request's own task.
+
+    HTTP body ──► Request.from_http_request ──► pixels ──► batcher, encoder ──► Response.to_http_response
+                  reads, parses, admits                                        joins, renders
+                       └────────────── outcomes, in a context variable ─────────────┘
+
+So a failure is a value from the moment it happens until it is rendered, and only pixels share a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import new_class
+from typing import Any, ClassVar, TypeVar, cast
+
+import bentoml
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from embedder.errors import (
+    BodyTooLarge,
+    Draining,
+    EmbedderError,
+    InternalError,
+    InvalidRequest,
+    ServiceError,
+    UnsupportedMediaType,
+)
+from embedder.intake import Intake, Outcome, Pixels
+
+logger = logging.getLogger(__name__)
+
+Embedding = NDArray[np.float32]
+"""One vector: float32 (512,), of norm 1."""
+
+MODEL_HEADER = "X-Embedding-Model"
+# A body that comes a byte at a time must not hold its request open for as long as it likes.
+BODY_TIMEOUT_S = 15.0
+_NO_PIXELS = np.empty((0, 224, 224, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The parts that a route's wire formats work with."""
+
+    intake: Intake
+    max_body_bytes: int
+    max_urls: int
+    model_tag: Callable[[], str]
+    is_stopping: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the request's body became: an outcome for each source, or the failure of the whole request."""
+
+    outcomes: Sequence[Outcome] | EmbedderError
+
+    # BentoML passes on the fields that an input names here, by attribute.
+    model_fields: ClassVar[tuple[str, ...]] = ("pixels",)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The good ones, in order: uint8 (k, 224, 224, 3), k may be 0."""
+        if isinstance(self.outcomes, EmbedderError):
+            return _NO_PIXELS
+        good = [outcome for outcome in self.outcomes if not isinstance(outcome, EmbedderError)]
+        if len(good) == 1:
+            return good[0][np.newaxis]  # a view, where stacking would copy
+        return np.stack(good) if good else _NO_PIXELS
+
+
+_admission: ContextVar[Admission] = ContextVar("admission")
+
+
+class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK ships no types
+    """The body of a POST. Its fields are what BentoML documents and what its client sends."""
+
+    wiring: ClassVar[Wiring]
+
+    @classmethod
+    @abstractmethod
+    def sources(cls, body: dict[str, Any]) -> list[str]:  # Any: JSON
+        """The sources that `body` names. Raises InvalidRequest."""
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: object) -> Admission:
+        """Never raises: what goes wrong is kept for the answer."""
+        admission = Admission(await cls._admit(request))
+        _admission.set(admission)
+        return admission
+
+    @classmethod
+    async def _admit(cls, request: Request) -> Sequence[Outcome] | EmbedderError:
+        try:
+            if cls.wiring.is_stopping():
+                raise Draining
+            body = await _read_json(request, max_bytes=cls.wiring.max_body_bytes)
+            return await cls.wiring.intake.admit(cls.sources(body))
+        except EmbedderError as error:
+            return error
+        except Exception:  # a bug: BentoML would answer in a shape that is not ours
+            logger.exception("a request failed in a way that was not foreseen")
+            return InternalError()
+
+
+class RouteResponse(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK ships no types
+    """The answer to a POST when it is 200. Its fields are what BentoML documents."""
+
+    wiring: ClassVar[Wiring]
+
+    @classmethod
+    @abstractmethod
+    def render(cls, results: Sequence[Embedding | EmbedderError]) -> object:
+        """What becomes the JSON of a 200, from one result for each source, in order.
+
+        Raises EmbedderError where the request as a whole gets an error.
+        """
+
+    @classmethod
+    async def to_http_response(cls, obj: NDArray[np.float32], serde: object) -> Response:
+        """The answer, from `obj`, float32 (k, 512): the embeddings of the admission's k pixels."""
+        try:
+            outcomes = _admission.get().outcomes
+            if isinstance(outcomes, EmbedderError):
+                raise outcomes
+            content = cls.render(_joined(outcomes, iter(obj)))
+        except EmbedderError as error:
+            return error_response(error)
+        return json_response(content, headers={MODEL_HEADER: cls.wiring.model_tag()})
+
+
+Spec = TypeVar("Spec", RouteRequest, RouteResponse)
+
+
+def wired(spec: type[Spec], wiring: Wiring) -> type[Spec]:
+    """`spec`, working with `wiring`. BentoML takes classes for its specs, not objects."""
+    namespace = {"__module__": spec.__module__, "__doc__": spec.__doc__, "wiring": wiring}
+    subclass = new_class(spec.__name__, (spec,), exec_body=lambda body: body.update(namespace))
+    return cast("type[Spec]", subclass)  # new_class can't say that it subclasses its base
+
+
+def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    # orjson writes float32 shortest, straight from numpy's memory.
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def error_response(error: EmbedderError) -> Response:
+    headers: dict[str, str] = {}
+    if isinstance(error, ServiceError) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, BodyTooLarge):
+        headers["Connection"] = "close"  # the rest of the body is not worth reading
+    return json_response({"error": str(error), "code": error.code}, status=error.status, headers=headers)
+
+
+def _joined(outcomes: Sequence[Outcome], embeddings: Iterator[Embedding]) -> list[Embedding | EmbedderError]:
+    return [outcome if isinstance(outcome, EmbedderError) else next(embeddings) for outcome in outcomes]
+
+
+async def _read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:  # Any: JSON
+    _check_media_type(request.headers.get("Content-Type"))
+    body = await _read_body(request, max_bytes=max_bytes)
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    return content
+
+
+def _check_media_type(header: str | None) -> None:
+    """No header at all passes as JSON: that is what such clients mean."""
+    media_type = (header or "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        raise UnsupportedMediaType(media_type)
+
+
+async def _read_body(request: Request, *, max_bytes: int) -> bytes:
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise BodyTooLarge(limit_bytes=max_bytes, actual_bytes=int(declared))
+    try:
+        return await asyncio.wait_for(_counted_body(request, max_bytes), BODY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise InvalidRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise InvalidRequest("the client went away before its body was complete") from None
+
+
+async def _counted_body(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLarge(limit_bytes=max_bytes)
+    return bytes(body)

@@ -1,0 +1,137 @@
+"""The Bento: each route is a wire format in, the encoder, a wire format out.
+
+    POST /embed, /embed_batch ─► wire ─► intake: fetch, decode ─► BentoML's batcher ─► encoder ─► wire
+
+Downloads happen before the batcher, in each request's own task: see `embedder/wire/route.py` for how, and
+`embedder/intake.py` for what.
+"""
+
+from __future__ import annotations
+
+import os
+
+import bentoml
+from _bentoml_sdk import Service
+from bentoml.exceptions import BentoMLConfigException
+
+from embedder import __version__
+from embedder.addresses import AddressPolicy
+from embedder.drain import Drain
+from embedder.encoder import Embeddings, Encoder
+from embedder.fetch import Fetcher
+from embedder.intake import Intake, Pixels
+from embedder.settings import SettingError, Settings
+from embedder.stored_model import EmbeddingModel
+from embedder.urls import URLPolicy
+from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.wire.openapi import OpenAPIDocument, openapi_document
+from embedder.wire.pages import describe, pages
+from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
+from embedder.wire.single import EmbedRequest, EmbedResponse
+
+try:
+    settings = Settings.from_environ(os.environ)
+except SettingError as error:
+    raise BentoMLConfigException(str(error)) from None  # which BentoML's commands print as one line
+
+# When BentoML itself gives a request up, with an answer that is not in our shape: later than reading the body
+# and fetching may take, plus the time that images in work take to pass through the network.
+REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
+
+embedding_model = EmbeddingModel(settings.model)
+encoder = Encoder(threads=settings.threads)
+drain = Drain()
+intake = Intake(
+    Fetcher(
+        URLPolicy(
+            allowed_hosts=settings.allowed_hosts,
+            allowed_ports=settings.allowed_ports,
+            addresses=AddressPolicy(settings.allowed_networks),
+        ),
+        max_bytes=settings.max_image_bytes,
+        timeout_s=settings.fetch_timeout_s,
+        max_redirects=settings.max_redirects,
+    ),
+    max_in_flight_images=settings.max_in_flight_images,
+    max_image_bytes=settings.max_image_bytes,
+    max_image_pixels=settings.max_image_pixels,
+    decode_threads=2,
+)
+wiring = Wiring(
+    intake=intake,
+    max_body_bytes=settings.max_body_bytes,
+    max_urls=settings.max_urls,
+    model_tag=lambda: str(embedding_model.resolve().tag),
+    is_stopping=lambda: drain.stopping,
+)
+
+
+class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no types
+    """BentoML's service with an OpenAPI document that says all that is so."""
+
+    @property
+    def openapi_spec(self) -> OpenAPIDocument:
+        base = super().openapi_spec.asdict()
+        return openapi_document(base, title=self.name, version=__version__, settings=settings)
+
+
+def health() -> str:
+    if drain.begun:
+        return "draining"
+    return "healthy" if encoder.healthy else "unhealthy"
+
+
+def info() -> dict[str, object]:
+    model = embedding_model.resolve()
+    return describe(settings, tag=str(model.tag), metadata=model.info.metadata)
+
+
+@bentoml.service(
+    name="image_embedder",
+    service_class=EmbedderService,
+    workers=settings.workers,
+    http={"port": settings.port},
+    traffic={"timeout": REQUEST_TIMEOUT_S},
+)
+@bentoml.asgi_app(pages(health=health, info=info))
+class ImageEmbedder:
+    """Image URLs in, L2-normalised 512-d ResNet18 embeddings out."""
+
+    model = embedding_model  # so that BentoML packs it
+
+    def __init__(self) -> None:
+        encoder.load(embedding_model.onnx_file(settings.precision))
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        await intake.start()
+        drain.install()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await intake.close()
+
+    async def __is_ready__(self) -> bool:
+        return health() == "healthy"
+
+    @bentoml.api(
+        route="/embed",
+        batchable=True,
+        max_batch_size=settings.max_batch_size,
+        input_spec=wired(EmbedRequest, wiring),
+        output_spec=wired(EmbedResponse, wiring),
+    )
+    def embed(self, pixels: Pixels) -> Embeddings:
+        """The embedding of one image."""
+        return encoder.encode(pixels)
+
+    @bentoml.api(
+        route="/embed_batch",
+        batchable=True,
+        max_batch_size=settings.max_batch_size,
+        input_spec=wired(EmbedBatchRequest, wiring),
+        output_spec=wired(EmbedBatchResponse, wiring),
+    )
+    def embed_batch(self, pixels: Pixels) -> Embeddings:
+        """The embeddings of many images, an embedding or null for each, in their order."""
+        return encoder.encode(pixels)

@@ -1,0 +1,97 @@
+"""What several test files share: one set of weights, one model store, one origin, one running service."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import models, transforms
+
+from tests.origin import Origin
+from tests.server import ROOT, Server, plain_environ
+from tests.weights import save_pth
+
+Reference = Callable[[bytes], NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that tell photos apart, in torchvision's layout."""
+    path = tmp_path_factory.mktemp("weights") / "discriminating.pth"
+    save_pth(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(weights_file: Path) -> Reference:
+    """The service that this one replaces, with `weights_file`: image bytes → float32 (512,)."""
+    network = models.resnet18()
+    network.load_state_dict(torch.load(weights_file, weights_only=True))
+    body = torch.nn.Sequential(*list(network.children())[:-1]).eval()
+    recipe = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
+
+    def embed(data: bytes) -> NDArray[np.float32]:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        with torch.no_grad():
+            embedding: NDArray[np.float32] = body(recipe(image).unsqueeze(0)).squeeze().numpy()
+        return embedding / np.linalg.norm(embedding)
+
+    return embed
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
+    """A BENTOML_HOME whose only model was saved from `weights_file` by the command that users run."""
+    home = tmp_path_factory.mktemp("bentoml")
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", weights_file],
+        env={**plain_environ(), "BENTOML_HOME": str(home)},
+        check=True,
+    )
+    return home
+
+
+@pytest.fixture(scope="session")
+def origin() -> Iterator[Origin]:
+    with Origin() as origin:
+        yield origin
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+    """The service, which may fetch from `origin` and from the ports that a URL may always name."""
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": f"80,443,{origin.port}",
+        "EMBEDDER_FETCH_TIMEOUT_S": "2",
+    }
+    with Server(tmp_path_factory.mktemp("server") / "log", environ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """The sample photo of the repository: a JPEG, 451 x 300."""
+    return (ROOT / "samples" / "chelsea.jpg").read_bytes()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_tracking() -> None:
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"

@@ -1,0 +1,108 @@
+"""A real server for tests: `bentoml serve` as a user starts it, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+BENTOML = Path(sys.executable).with_name("bentoml")
+START_TIMEOUT_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """`bentoml serve TARGET` with `environ` added to a plain environment, while the `with` block runs."""
+
+    def __init__(
+        self,
+        log: Path,
+        environ: Mapping[str, str],
+        *,
+        target: str = ".",
+        bentoml: Path = BENTOML,
+        cwd: Path = ROOT,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._command = [str(bentoml), "serve", target]
+        self._environ = {**plain_environ(), "EMBEDDER_PORT": str(self.port), **environ}
+        self._cwd = cwd
+
+    def __enter__(self) -> Server:
+        with self.log.open("wb") as log:
+            # A session of its own: stopping it must not depend on this process's terminal.
+            self.process = subprocess.Popen(
+                self._command,
+                cwd=self._cwd,
+                env=self._environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End every process of the server's, whatever state it is in."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def post(self, path: str, body: object, **options: object) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=60)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log.read_text()}")
+            try:
+                if requests.get(self.url + "/readyz", timeout=5).ok:
+                    return
+            except requests.ConnectionError:
+                time.sleep(0.05)
+        raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s: {self.log.read_text()}")
+
+
+def plain_environ() -> dict[str, str]:
+    """This process's environment without any setting of the service's or of BentoML's."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EMBEDDER_", "BENTOML_")) and name != "ALLOW_UNTRAINED"
+    }
+    return {**kept, "BENTOML_DO_NOT_TRACK": "True"}

@@ -1,0 +1,89 @@
+"""The Bento: refused untrained, carries only what serves, runs in a clean environment with its own model."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Reference
+from tests.server import BENTOML, ROOT, Server, plain_environ
+
+
+def run(*command: str | Path, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**plain_environ(), "BENTOML_HOME": str(home), **environ},
+        text=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def bento(store: Path) -> Path:
+    """The folder of a Bento that was just built."""
+    built = run(BENTOML, "build", home=store)
+    assert built.returncode == 0, built.stderr
+    version = (store / "bentos" / "image_embedder" / "latest").read_text().strip()
+    assert f"image_embedder:{version}" in built.stdout + built.stderr
+    return store / "bentos" / "image_embedder" / version
+
+
+def test_a_bento_of_untrained_weights_is_refused_unless_told(tmp_path: Path) -> None:
+    saved = run(sys.executable, "scripts/save_model.py", "--weights", "untrained", home=tmp_path)
+    assert saved.returncode == 0, saved.stderr
+    refused = run(BENTOML, "build", home=tmp_path)
+    assert refused.returncode != 0
+    assert "untrained" in refused.stderr
+    assert "ALLOW_UNTRAINED=1 bentoml build" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "bentos" / "image_embedder").exists()
+    assert run(BENTOML, "build", home=tmp_path, ALLOW_UNTRAINED="1").returncode == 0
+
+
+def test_it_carries_what_serves_and_nothing_else(bento: Path) -> None:
+    packed = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
+    serving = {str(path.relative_to(ROOT)) for path in (ROOT / "embedder").rglob("*.py")}
+    assert packed == serving | {"service.py", "requirements.lock", "bentofile.yaml"}
+
+
+def test_its_requirements_are_all_pinned_and_without_torch(bento: Path) -> None:
+    lines = (bento / "env" / "python" / "requirements.txt").read_text().splitlines()
+    requirements = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    assert len(requirements) > 50
+    assert [line for line in requirements if "==" not in line] == []
+    assert [
+        line for line in requirements if line.startswith(("torch", "pytest", "mypy", "ruff", "onnx="))
+    ] == []
+
+
+def test_it_serves_its_own_model_from_a_clean_environment(
+    bento: Path, store: Path, tmp_path: Path, photo: bytes, reference: Reference
+) -> None:
+    clean = tmp_path / "venv"
+    venv.create(clean, with_pip=True)
+    requirements = bento / "env" / "python" / "requirements.txt"
+    pip = (clean / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    subprocess.run([*pip, "-r", requirements], check=True)
+    # What is saved after a Bento was built is not what the Bento serves.
+    home = tmp_path / "home"
+    exported = tmp_path / "image_embedder.bento"
+    assert run(BENTOML, "export", f"image_embedder:{bento.name}", exported, home=store).returncode == 0
+    later = run(sys.executable, "scripts/save_model.py", "--weights", "untrained", home=home)
+    assert later.returncode == 0, later.stderr
+    assert run(BENTOML, "import", exported, home=home).returncode == 0
+    environ = {"BENTOML_HOME": str(home), "PYTHONPATH": ""}
+    target = f"image_embedder:{bento.name}"
+    with Server(
+        tmp_path / "log", environ, target=target, bentoml=clean / "bin" / "bentoml", cwd=tmp_path
+    ) as server:
+        url = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
+        answer = server.post("/embed", {"url": url})
+        assert np.array(answer.json()["embedding"]) @ reference(photo) >= 0.9999
+        assert server.get("/info").json()["model"]["weights"] == "discriminating.pth"

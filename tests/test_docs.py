@@ -1,0 +1,90 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from embedder import errors
+from embedder.settings import KNOBS, Knob
+from tests.server import ROOT, Server, plain_environ
+
+README = (ROOT / "README.md").read_text()
+FRENCH = (ROOT / "README.fr.md").read_text()
+
+
+def tree(error: type[errors.EmbedderError]) -> Iterator[type[errors.EmbedderError]]:
+    for child in error.__subclasses__():
+        yield child
+        yield from tree(child)
+
+
+@pytest.mark.parametrize("knob", KNOBS.values(), ids=lambda knob: knob.variable)
+def test_every_setting_is_in_the_table_with_its_default_and_meaning(knob: Knob) -> None:
+    row = re.search(rf"^\| `{knob.variable}` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    assert row is not None
+    if knob.variable != "EMBEDDER_WORKERS":  # depends on the machine
+        assert row[1].strip("`") == knob.default
+    assert row[2] == knob.meaning
+
+
+def test_no_setting_is_in_the_readme_that_is_not_one() -> None:
+    named = set(re.findall(r"\bEMBEDDER_[A-Z_]+\b", README + FRENCH))
+    assert named <= {knob.variable for knob in KNOBS.values()}
+
+
+def test_every_error_code_is_in_the_readme_with_its_status() -> None:
+    rows = set(re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", README, re.MULTILINE))
+    assert rows == {
+        (str(error.status), error.code) for error in tree(errors.EmbedderError) if "code" in vars(error)
+    }
+
+
+def test_every_make_target_named_is_there() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", README + FRENCH)) <= targets
+
+
+@pytest.mark.parametrize("text", [README, FRENCH], ids=["README.md", "README.fr.md"])
+def test_every_link_to_a_file_leads_to_one(text: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("text", [README, FRENCH], ids=["README.md", "README.fr.md"])
+def test_the_first_curl_answers_as_shown(server: Server, text: str) -> None:
+    command = next(block for block in blocks(text, "sh") if "samples/chelsea.jpg" in block)
+    command = command.replace("http://localhost:8000", server.url)
+    answer = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.fullmatch(r'\{"embedding":\[([-0-9.e]+,){511}[-0-9.e]+\]\}', answer)
+    # The numbers depend on the weights; the form does not.
+    assert re.search(r'^\{"embedding":\[[-0-9.e,]+', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_python_examples_run(server: Server, block: str) -> None:
+    code = block.replace("http://localhost:8000", server.url)
+    # The CDN's images are out of reach of a test: an image inside its URL stands for them.
+    code = code.replace("https://res.cloudinary.com/demo/image/upload/sample.jpg", _photo_url())
+    code += "print(len(globals().get('embedding') or embeddings[0]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=plain_environ(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "512\n"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _photo_url() -> str:
+    return (
+        "data:image/jpeg;base64," + base64.b64encode((ROOT / "samples" / "chelsea.jpg").read_bytes()).decode()
+    )

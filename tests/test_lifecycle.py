@@ -1,0 +1,134 @@
+"""Starting and stopping the service: what a bad start says, and that leaving drops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.origin import Origin
+from tests.server import BENTOML, ROOT, Server, plain_environ
+
+
+def start(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`bentoml serve`, for starts that must fail."""
+    return subprocess.run(
+        [BENTOML, "serve"],
+        cwd=ROOT,
+        env={**plain_environ(), **environ},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "takes"),
+    [
+        ("EMBEDDER_MAX_URLS", "many", "a whole number, 1 to 10000"),
+        ("EMBEDDER_ALLOWED_NETWORKS", "10.0.0.1/8", "networks like"),
+        ("EMBEDDER_PORT", "0", "a whole number, 1 to 65535"),
+        ("EMBEDDER_ALLOWED_HOST", "x.org", "did you mean EMBEDDER_ALLOWED_HOSTS?"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_in_one_line(
+    store: Path, variable: str, value: str, takes: str
+) -> None:
+    done = start({"BENTOML_HOME": str(store), variable: value})
+    assert done.returncode != 0
+    message = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert len(message) == 1
+    assert f"{variable}='{value}'" in message[0]
+    assert takes in message[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_model_stops_the_start_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = start({"BENTOML_HOME": str(tmp_path)})
+    assert done.returncode != 0
+    assert "there is no model resnet18:latest" in done.stderr
+    assert "python scripts/save_model.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_this_project_did_not_save_stops_the_start(tmp_path: Path) -> None:
+    environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path)}
+    create = "import bentoml\nwith bentoml.models.create('resnet18'): pass"
+    subprocess.run([sys.executable, "-c", create], env=environ, check=True)
+    done = start({"BENTOML_HOME": str(tmp_path)})
+    assert done.returncode != 0
+    assert "was not saved by scripts/save_model.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
+    tmp_path: Path, store: Path, origin: Origin, photo: bytes
+) -> None:
+    release = threading.Event()
+    arrived = threading.Semaphore(0)
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.release()
+        await asyncio.get_running_loop().run_in_executor(None, release.wait)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(photo) + photo)
+
+    origin.raw("/slow.jpg", slow)
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_WORKERS": "1",
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    }
+    with Server(tmp_path / "log", environ) as server, ThreadPoolExecutor(10) as clients:
+        # A connection from before: the listening socket may close while we look.
+        with requests.Session() as session:
+            assert session.get(server.url + "/health", timeout=10).status_code == 200
+            waiting = [
+                clients.submit(server.post, "/embed", {"url": origin.url("/slow.jpg")}) for _ in range(10)
+            ]
+            for _ in range(10):
+                assert arrived.acquire(timeout=10)
+            os.kill(_worker(server), signal.SIGTERM)
+            _until(lambda: session.get(server.url + "/health", timeout=10).status_code == 503)
+            assert session.get(server.url + "/health", timeout=10).json() == {"status": "draining"}
+            assert session.get(server.url + "/readyz", timeout=10).status_code == 503
+        release.set()
+        assert [answer.result().status_code for answer in waiting] == [200] * 10
+
+
+def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, store: Path) -> None:
+    with Server(tmp_path / "log", {"BENTOML_HOME": str(store)}) as server:
+        workers = _children(server.process.pid)
+        assert len(workers) >= 2
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        _until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def _worker(server: Server) -> int:
+    (worker,) = (
+        child
+        for child in _children(server.process.pid)
+        if b"_bentoml_impl.worker.service" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    return worker
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _until(condition: object, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

@@ -1,0 +1,387 @@
+"""The running service, over HTTP: its contract, its errors, its neighbours' peace."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import re
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from openapi_spec_validator import validate
+from PIL import Image
+
+from embedder import __version__
+from tests.conftest import Reference
+from tests.origin import Origin
+from tests.server import Server, plain_environ
+
+
+def data_url(image: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
+
+
+@pytest.fixture(scope="module")
+def photo_url(origin: Origin, photo: bytes) -> str:
+    origin.serve("/photo.jpg", photo)
+    return origin.url("/photo.jpg")
+
+
+@pytest.fixture(scope="module")
+def bad_urls(origin: Origin, photo: bytes) -> dict[str, str]:
+    """One URL for each code that an image can fail with."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses, and nobody else can take it
+    origin.serve("/missing.jpg", b"", status=404)
+    origin.serve("/page.html", b"<!doctype html><html><body>not an image</body></html>")
+    origin.serve("/cut.jpg", photo[: len(photo) // 2])
+    origin.serve("/large.jpg", photo[:20] + bytes(20_000_000))
+    origin.serve("/wide.png", _png_head(60_000, 60_000))
+    origin.raw("/hang", _hang)
+    return {
+        "url_not_allowed": "http://10.0.0.1/x.jpg",
+        "fetch_failed": origin.url("/missing.jpg"),
+        "unsupported_format": origin.url("/page.html"),
+        "bad_image": origin.url("/cut.jpg"),
+        "image_too_large": origin.url("/large.jpg"),
+        "too_many_pixels": origin.url("/wide.png"),
+        "fetch_timeout": origin.url("/hang"),
+    }
+
+
+async def _hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the client gives up
+
+
+def _png_head(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = (
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND")
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+STATUS = {
+    "url_not_allowed": 422,
+    "fetch_failed": 424,
+    "unsupported_format": 422,
+    "bad_image": 422,
+    "image_too_large": 422,
+    "too_many_pixels": 422,
+    "fetch_timeout": 424,
+}
+
+
+# --- the contract ---
+
+
+def test_embed_gives_the_replaced_services_vector(
+    server: Server, photo_url: str, photo: bytes, reference: Reference
+) -> None:
+    answer = server.post("/embed", {"url": photo_url})
+    assert answer.status_code == 200
+    assert list(answer.json()) == ["embedding"]
+    embedding = np.array(answer.json()["embedding"])
+    assert embedding.shape == (512,)
+    assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
+    assert embedding @ reference(photo) >= 0.9999
+
+
+def test_a_data_url_gives_the_same_vector_as_the_same_bytes_by_http(
+    server: Server, photo_url: str, photo: bytes
+) -> None:
+    by_http = server.post("/embed", {"url": photo_url}).json()
+    assert server.post("/embed", {"url": data_url(photo)}).json() == by_http
+
+
+def test_embeddings_are_written_as_float32_and_no_longer(server: Server, photo_url: str) -> None:
+    text = server.post("/embed", {"url": photo_url}).text
+    numbers = re.findall(r"[-0-9.e]+", text.partition("[")[2])
+    assert len(numbers) == 512
+    for number in numbers:
+        digits = re.sub(r"[-.]|e.*", "", number).lstrip("0")
+        assert len(digits) <= 9  # what a float32 can need; a double needs up to 17
+
+
+def test_every_embed_answer_names_the_model(server: Server, photo_url: str) -> None:
+    tag = server.get("/info").json()["model"]["tag"]
+    assert server.post("/embed", {"url": photo_url}).headers["X-Embedding-Model"] == tag
+    assert server.post("/embed_batch", {"urls": [photo_url]}).headers["X-Embedding-Model"] == tag
+
+
+def test_health_is_what_it_was(server: Server) -> None:
+    answer = server.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "healthy"})
+
+
+def test_info_shows_the_model_its_provenance_and_the_limits(server: Server, weights_file: Path) -> None:
+    info = server.get("/info").json()
+    assert info["model"]["weights"] == "discriminating.pth"
+    assert info["model"]["weights_sha256"] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert info["model"]["trained"] is True
+    assert info["model"]["preprocessing"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert info["dimension"] == 512
+    assert info["precision"] == "fp32"
+    assert info["limits"]["fetch_timeout_s"] == 2
+    assert info["limits"]["max_urls"] == 64
+    assert info["versions"]["image-embedder"] == __version__
+    assert info["versions"]["bentoml"] == version("bentoml")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/docs.json"])
+def test_bentomls_own_routes_are_there(server: Server, path: str) -> None:
+    assert server.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/"])
+def test_the_page_is_bentomls_and_loads_nothing_from_elsewhere(server: Server, path: str) -> None:
+    answer = server.get(path)
+    assert answer.status_code == 200
+    assert "swagger-ui" in answer.text
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self';")
+
+
+# --- many at once ---
+
+
+def test_a_batch_of_64_keeps_its_order_with_nulls_and_errors_where_images_are_bad(
+    server: Server, origin: Origin, photo: bytes, bad_urls: dict[str, str], reference: Reference
+) -> None:
+    pictures = [_rolled(photo, shift) for shift in range(4)]
+    for shift, picture in enumerate(pictures):
+        origin.serve(f"/rolled-{shift}.png", picture)
+    expected = [reference(picture) for picture in pictures]
+    codes: list[str | None] = ([None, None, None, *bad_urls, None] * 6)[:64]
+    urls = [
+        origin.url(f"/rolled-{index % 4}.png") if code is None else bad_urls[code]
+        for index, code in enumerate(codes)
+    ]
+    answer = server.post("/embed_batch", {"urls": urls})
+    assert answer.status_code == 200
+    embeddings, errors = answer.json()["embeddings"], answer.json()["errors"]
+    assert len(embeddings) == 64
+    assert [(error["index"], error["code"]) for error in errors] == [
+        (index, code) for index, code in enumerate(codes) if code is not None
+    ]
+    for index, (embedding, code) in enumerate(zip(embeddings, codes, strict=True)):
+        if code is None:
+            assert np.array(embedding) @ expected[index % 4] >= 0.9999
+        else:
+            assert embedding is None
+
+
+def _rolled(photo: bytes, shift: int) -> bytes:
+    """A picture of its own for each `shift`, so that an answer in the wrong place shows."""
+    pixels = np.roll(np.asarray(Image.open(io.BytesIO(photo))), shift * 100, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_300_requests_at_once_get_each_their_own_answer(
+    server: Server, origin: Origin, photo: bytes, bad_urls: dict[str, str], reference: Reference
+) -> None:
+    pictures = [_rolled(photo, shift) for shift in range(4)]
+    for shift, picture in enumerate(pictures):
+        origin.serve(f"/rolled-{shift}.png", picture)
+    expected = [reference(picture) for picture in pictures]
+    codes = list(bad_urls)
+    cases = [
+        (bad_urls[codes[n % len(codes)]], codes[n % len(codes)])
+        if n % 3 == 0
+        else (origin.url(f"/rolled-{n % 4}.png"), n % 4)
+        for n in range(300)
+    ]
+    with ThreadPoolExecutor(300) as clients:
+        answers = list(clients.map(lambda case: server.post("/embed", {"url": case[0]}), cases))
+    for (_, meant), answer in zip(cases, answers, strict=True):
+        if isinstance(meant, str):
+            assert (answer.status_code, answer.json()["code"]) == (STATUS[meant], meant)
+        else:
+            assert answer.status_code == 200
+            assert np.array(answer.json()["embedding"]) @ expected[meant] >= 0.9999
+    assert Counter(answer.status_code for answer in answers)[200] == 200
+
+
+def test_an_empty_batch_is_an_empty_answer(server: Server) -> None:
+    assert server.post("/embed_batch", {"urls": []}).json() == {"embeddings": [], "errors": []}
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("code", STATUS)
+def test_an_image_that_fails_is_answered_with_its_code_and_status(
+    server: Server, bad_urls: dict[str, str], code: str
+) -> None:
+    answer = server.post("/embed", {"url": bad_urls[code]})
+    assert answer.status_code == STATUS[code]
+    assert answer.json()["code"] == code
+    assert set(answer.json()) == {"error", "code"}
+    assert "X-Embedding-Model" not in answer.headers
+
+
+def test_errors_name_limits_and_actual_values(server: Server, bad_urls: dict[str, str]) -> None:
+    def error(code: str) -> str:
+        return str(server.post("/embed", {"url": bad_urls[code]}).json()["error"])
+
+    assert error("image_too_large") == "the image is 20.00002 MB; the limit is 20 MB"
+    assert "60000 x 60000" in error("too_many_pixels")
+    assert "50000000" in error("too_many_pixels")
+    assert "404" in error("fetch_failed")
+    assert "within 2 s" in error("fetch_timeout")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"{}",
+        b'{"url": 5}',
+        b'{"url": null}',
+        b'{"url": ["x"]}',
+        b'{"urls": []}',
+    ],
+)
+def test_a_body_that_embed_does_not_take_is_400(server: Server, body: bytes) -> None:
+    answer = requests.post(
+        server.url + "/embed", data=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("urls", [None, "x", {}, [1], ["x", None], [["x"]]])
+def test_a_body_that_embed_batch_does_not_take_is_400(server: Server, urls: object) -> None:
+    answer = server.post("/embed_batch", {"urls": urls})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+def test_64_urls_are_taken_and_65_are_not(server: Server) -> None:
+    assert server.post("/embed_batch", {"urls": ["x"] * 64}).status_code == 200
+    answer = server.post("/embed_batch", {"urls": ["x"] * 65})
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "the body has 65 URLs; the limit is 64", "code": "invalid_request"}
+
+
+def test_json_nested_200_000_deep_is_400(server: Server) -> None:
+    body = b'{"url":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    answer = requests.post(
+        server.url + "/embed", data=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "image/jpeg"]
+)
+def test_other_media_types_are_415(server: Server, media_type: str) -> None:
+    answer = requests.post(
+        server.url + "/embed", data=b'{"url": "x"}', headers={"Content-Type": media_type}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("media_type", [None, "application/json; charset=utf-8", "APPLICATION/JSON"])
+def test_json_is_taken_under_its_names_and_without_one(
+    server: Server, photo_url: str, media_type: str | None
+) -> None:
+    answer = requests.post(
+        server.url + "/embed",
+        data=json.dumps({"url": photo_url}).encode(),
+        headers={"Content-Type": media_type},  # requests sends none for None
+        timeout=60,
+    )
+    assert answer.status_code == 200
+
+
+def test_a_declared_body_of_400_mb_is_refused_before_it_is_sent(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 400000000\r\n\r\n"
+        )
+        head = connection.recv(65536)
+    assert head.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_over_the_limit_is_refused_while_it_is_sent(server: Server) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"url": "'
+        for _ in range(40):
+            yield b"x" * 1_000_000
+
+    try:
+        answer = requests.post(
+            server.url + "/embed", data=chunks(), headers={"Content-Type": "application/json"}, timeout=60
+        )
+    except requests.ConnectionError:
+        return  # the connection was cut while the rest was still being sent
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+# --- documentation and BentoML's clients ---
+
+
+def test_the_openapi_document_is_valid(server: Server) -> None:
+    validate(server.get("/docs.json").json())
+
+
+# BentoML's client runs in a process of its own, as its users run it: importing it emits warnings, which are
+# errors here.
+SYNC_CLIENT = """
+import bentoml, json, sys
+with bentoml.SyncHTTPClient(sys.argv[1]) as client:
+    one = client.embed(url=sys.argv[2])
+    two = client.embed_batch(urls=[sys.argv[2], "http://10.0.0.1/"])
+    try:
+        client.embed(url="http://10.0.0.1/")
+    except bentoml.exceptions.BentoMLException as error:
+        print(json.dumps([one, two, [error.error_code.value, str(error)]]))
+"""
+ASYNC_CLIENT = """
+import asyncio, bentoml, json, sys
+async def main():
+    async with bentoml.AsyncHTTPClient(sys.argv[1]) as client:
+        print(json.dumps(await client.embed(url=sys.argv[2])))
+asyncio.run(main())
+"""
+
+
+def run_client(program: str, server: Server, url: str) -> Any:  # Any: JSON
+    command = [sys.executable, "-c", program, server.url, url]
+    done = subprocess.run(command, env=plain_environ(), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_bentomls_sync_client_works(server: Server, photo_url: str) -> None:
+    expected = server.post("/embed", {"url": photo_url}).json()
+    one, two, (status, error) = run_client(SYNC_CLIENT, server, photo_url)
+    assert one == expected
+    assert two["embeddings"] == [expected["embedding"], None]
+    assert two["errors"] == [{"index": 1, **json.loads(error)}]
+    assert (status, json.loads(error)["code"]) == (422, "url_not_allowed")
+
+
+def test_bentomls_async_client_works(server: Server, photo_url: str) -> None:
+    expected = server.post("/embed", {"url": photo_url}).json()
+    assert run_client(ASYNC_CLIENT, server, photo_url) == expected
