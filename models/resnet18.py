@@ -10,15 +10,9 @@ The weights are `imagenet_weights()`, `file_weights(path)` or `untrained_weights
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
-import queue
 import re
 import socket
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +28,20 @@ from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]  # it ships no types
 from torchvision.transforms import functional  # type: ignore[import-untyped]  # as above
 
-from models import PREPROCESSING_VERSION, DownloadFailed, WeightsError, read_weights_file
+from models import PREPROCESSING_VERSION, WeightsError, read_weights_file
+from models.download import (
+    IMAGENET_URL,
+    NETWORK_ERRORS,
+    NETWORK_TIMEOUT_S,
+    cached_file,
+    download_failed,
+    wait_for_answer,
+)
 
 DIMENSION = 512
 MIN_COSINE = 0.99999
 """Below this, between the exported file and torch, on any sample photo, an export is refused."""
 
-IMAGENET_URL: str = models.ResNet18_Weights.IMAGENET1K_V1.url
 PRESET = models.ResNet18_Weights.IMAGENET1K_V1.transforms()
 """torchvision's preprocessing for these weights: PIL image → float32 (3, 224, 224)."""
 
@@ -60,14 +61,6 @@ SAMPLE_PHOTOS = (
 # read it since 1.14.
 _OPSET = 18
 _SEED = 0
-NETWORK_TIMEOUT_S = 10.0
-_NETWORK_ERRORS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    ssl.SSLError,
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def imagenet_weights(url: str = IMAGENET_URL, *, timeout_s: float = NETWORK_TIME
     named_hash = re.fullmatch(r".+-([0-9a-f]{8,64})\.pth", file_name)
     if named_hash is None:
         raise WeightsError(f"{url} does not end in the start of a sha256, as in name-01234567.pth")
-    cached = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    cached = cached_file(url)
     if not cached.exists():
         _download(url, cached, named_hash[1], timeout_s)
     content = read_weights_file(cached)
@@ -194,14 +187,14 @@ def untrained_weights() -> Weights:
 
 def _download(url: str, path: Path, named_hash: str, timeout_s: float) -> None:
     """`url` at `path`, whole and with the sha256 that starts with `named_hash`, or not at all."""
-    _wait_for_answer(url, timeout_s)
+    wait_for_answer(url, timeout_s)
     default_timeout_s = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout_s)  # torch sets none: it would wait for a silent server forever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), named_hash)
-    except _NETWORK_ERRORS as exc:
-        raise _download_failed(url, exc) from exc
+    except NETWORK_ERRORS as exc:
+        raise download_failed(url, exc) from exc
     except OSError as exc:  # what is left of it: the disk's
         raise WeightsError(
             f"the download can't be kept in {path.parent}: {exc.strerror} "
@@ -211,43 +204,6 @@ def _download(url: str, path: Path, named_hash: str, timeout_s: float) -> None:
         raise WeightsError(f"{url} was cut short or is not the right file: {exc}") from exc
     finally:
         socket.setdefaulttimeout(default_timeout_s)
-
-
-def _wait_for_answer(url: str, timeout_s: float) -> None:
-    """Return once the server has answered for `url`; raise `DownloadFailed` after `timeout_s`.
-
-    A socket's timeout alone is no bound: it starts again with each address of a name, and does not
-    cover looking the name up. So a thread asks, and is left behind when it takes too long.
-    """
-    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            # S310: torchvision's constant, or a URL of the calling code; never a request's.
-            request = urllib.request.Request(url, method="HEAD")  # noqa: S310
-            urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
-        except Exception as exc:  # handed over: in a thread it would be lost
-            outcomes.put(exc)
-        else:
-            outcomes.put(None)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        error = outcomes.get(timeout=timeout_s)
-    except queue.Empty:
-        error = TimeoutError(f"no answer within {timeout_s:g} s")
-    if error is not None:
-        raise _download_failed(url, error) from error
-
-
-def _download_failed(url: str, error: Exception) -> DownloadFailed:
-    reason: object = error
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()  # it holds the connection
-        reason = f"HTTP {error.code} {error.reason}"
-    elif isinstance(error, urllib.error.URLError):
-        reason = error.reason
-    return DownloadFailed(f"{url} can't be downloaded: {reason}")
 
 
 def _loaded(content: bytes, path: Path) -> object:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models import PREPROCESSING_VERSION, DownloadFailed, WeightsError, read_weights_file
+from models.download import IMAGENET_URL, cached_file, wait_for_answer
 
 if TYPE_CHECKING:
     import bentoml
@@ -78,17 +79,18 @@ def put_into_store(
         print(f"{name}:latest has the {wanted} weights already")
         return
 
+    url = imagenet_url or IMAGENET_URL
     stand_in = if_missing and stored is not None and _is_wanted(stored, "untrained")
     progress = Progress()
-    progress("loading torch")
-    from models import resnet18
-
-    progress(f"getting the weights: {wanted}")
     try:
+        if stand_in and wanted == "imagenet" and not cached_file(url).exists():
+            wait_for_answer(url, RETRY_TIMEOUT_S)  # before seconds are spent on loading torch
+        progress("loading torch")
+        from models import resnet18
+
+        progress(f"getting the weights: {wanted}")
         if wanted == "imagenet":
-            # A quick start that has a stand-in already does not wait long for a network.
-            timeout_s = RETRY_TIMEOUT_S if stand_in else resnet18.NETWORK_TIMEOUT_S
-            weights = resnet18.imagenet_weights(imagenet_url or resnet18.IMAGENET_URL, timeout_s=timeout_s)
+            weights = resnet18.imagenet_weights(url)
         elif wanted == "untrained":
             weights = resnet18.untrained_weights()
         else:

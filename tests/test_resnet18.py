@@ -19,6 +19,7 @@ from torchvision.models import ResNet18_Weights, resnet18, resnet34, resnet50
 from torchvision.transforms import functional
 
 from models import DownloadFailed, WeightsError
+from models.download import IMAGENET_URL, cached_file
 from models.resnet18 import (
     SAMPLE_PHOTOS,
     Embedder,
@@ -558,3 +559,8 @@ def test_sockets_of_others_keep_their_timeout_after_a_download(cache: Path, pth:
     with serve_files({name: pth.read_bytes()}) as origin:
         imagenet_weights(f"{origin}/{name}", timeout_s=3)
     assert socket.getdefaulttimeout() is None
+
+
+def test_the_url_and_the_cache_are_torchvisions() -> None:
+    assert ResNet18_Weights.IMAGENET1K_V1.url == IMAGENET_URL
+    assert cached_file(IMAGENET_URL) == Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
