@@ -99,10 +99,10 @@ class Server:
 
 
 def plain_environ() -> dict[str, str]:
-    """This process's environment without any setting of the service's or of BentoML's."""
+    """This process's environment without any setting of the service's, of BentoML's or of make's."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("EMBEDDER_", "BENTOML_")) and name != "ALLOW_UNTRAINED"
+        if not name.startswith(("EMBEDDER_", "BENTOML_", "MAKE", "MFLAGS")) and name != "ALLOW_UNTRAINED"
     }
     return {**kept, "BENTOML_DO_NOT_TRACK": "True"}

@@ -68,7 +68,7 @@ def test_a_half_made_venv_is_made_anew_and_a_failed_set_up_is_not_taken_for_done
 
 @in_own_venv
 def test_setting_up_again_does_nothing() -> None:
-    done = subprocess.run(["make", "setup"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "setup"], cwd=ROOT, env=plain_environ(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
