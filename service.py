@@ -8,18 +8,22 @@ Downloads happen before the batcher, in each request's own task: see `embedder/w
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import bentoml
 from _bentoml_sdk import Service
 from bentoml.exceptions import BentoMLConfigException
+from starlette.types import ASGIApp
 
 from embedder import __version__
 from embedder.addresses import AddressPolicy
+from embedder.batching import eager_batching
+from embedder.cache import EmbeddingCache
 from embedder.drain import Drain
-from embedder.encoder import Embeddings, Encoder
+from embedder.encoder import Embeddings, Encoder, Pixels
 from embedder.fetch import Fetcher
-from embedder.intake import Intake, Pixels
+from embedder.intake import Intake
 from embedder.settings import SettingError, Settings
 from embedder.stored_model import EmbeddingModel
 from embedder.urls import URLPolicy
@@ -52,6 +56,7 @@ intake = Intake(
         timeout_s=settings.fetch_timeout_s,
         max_redirects=settings.max_redirects,
     ),
+    cache=EmbeddingCache(settings.cache_entries),
     max_in_flight_images=settings.max_in_flight_images,
     max_image_bytes=settings.max_image_bytes,
     max_image_pixels=settings.max_image_pixels,
@@ -67,12 +72,17 @@ wiring = Wiring(
 
 
 class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no types
-    """BentoML's service with an OpenAPI document that says all that is so."""
+    """BentoML's service with a batcher that does not wait, and an OpenAPI document that tells all."""
 
     @property
     def openapi_spec(self) -> OpenAPIDocument:
         base = super().openapi_spec.asdict()
         return openapi_document(base, title=self.name, version=__version__, settings=settings)
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        with eager_batching():
+            app: ASGIApp = super().to_asgi(is_main)
+        return app
 
 
 def health() -> str:
@@ -121,9 +131,9 @@ class ImageEmbedder:
         input_spec=wired(EmbedRequest, wiring),
         output_spec=wired(EmbedResponse, wiring),
     )
-    def embed(self, pixels: Pixels) -> Embeddings:
+    async def embed(self, pixels: Pixels) -> Embeddings:
         """The embedding of one image."""
-        return encoder.encode(pixels)
+        return await asyncio.to_thread(encoder.encode, pixels)
 
     @bentoml.api(
         route="/embed_batch",
@@ -132,6 +142,6 @@ class ImageEmbedder:
         input_spec=wired(EmbedBatchRequest, wiring),
         output_spec=wired(EmbedBatchResponse, wiring),
     )
-    def embed_batch(self, pixels: Pixels) -> Embeddings:
+    async def embed_batch(self, pixels: Pixels) -> Embeddings:
         """The embeddings of many images, an embedding or null for each, in their order."""
-        return encoder.encode(pixels)
+        return await asyncio.to_thread(encoder.encode, pixels)

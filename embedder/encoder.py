@@ -9,6 +9,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+Pixels: TypeAlias = NDArray[np.uint8]
+"""uint8 (n, 224, 224, 3), RGB; n may be 0."""
+
 Embeddings: TypeAlias = NDArray[np.float32]
 """float32 (n, 512), each row of norm 1."""
 
@@ -41,7 +44,7 @@ class Encoder:
         )
         self.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8))
 
-    def encode(self, pixels: NDArray[np.uint8]) -> Embeddings:
+    def encode(self, pixels: Pixels) -> Embeddings:
         """The embeddings of `pixels`: uint8 (n, 224, 224, 3), RGB → float32 (n, 512), each row of norm 1.
 
         `n` may be 0. Blocking: call it off the event loop.

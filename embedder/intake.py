@@ -1,8 +1,8 @@
-"""Sources → pixels or failures, in order, within the budget.
+"""Sources → images or failures, in order, within the budget.
 
-    source ──► a place in work ──► fetch ──► decode ──► pixels, uint8 (224, 224, 3)
-                    │                │          │
-                Overloaded       OriginError  RequestError   (values, one for each source, not exceptions)
+    source ──► a place in work ──► fetch ──► known? ──► decode ──► Image, or its embedding if it is known
+                    │                │                    │
+                Overloaded       OriginError         RequestError      (values, one a source, not exceptions)
 
 A source is an http(s) URL, or a `data:` URL that carries the image itself. Here is where everything waits
 and where everything fails, so that nothing does once images share a batch.
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedder import metrics
+from embedder.cache import Embedding, EmbeddingCache
 from embedder.data_url import is_data_url, read_data_url
 from embedder.decode import decode
 from embedder.errors import EmbedderError, InternalError, Overloaded
@@ -28,29 +31,50 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Outcome: TypeAlias = Pixels | EmbedderError
-"""What became of one source: uint8 (224, 224, 3), or why there are no pixels."""
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A decoded image that is to be encoded."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 (224, 224, 3), RGB."""
+    key: bytes | None
+    """What its embedding will be kept under; None where embeddings are not kept."""
+
+
+Outcome: TypeAlias = Image | Embedding | EmbedderError
+"""What became of one source: an image, its embedding where that is known, or why there is neither."""
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One fetch, and the requests that wait for it."""
+
+    task: asyncio.Task[Outcome]
+    waiting: int = field(default=0)
 
 
 class Intake:
-    """Turns sources into pixels. One to a process; use it on one event loop."""
+    """Turns sources into images. One to a process; use it on one event loop."""
 
     def __init__(
         self,
         fetcher: Fetcher,
         *,
+        cache: EmbeddingCache,
         max_in_flight_images: int,
         max_image_bytes: int,
         max_image_pixels: int,
         decode_threads: int,
     ) -> None:
         self._fetcher = fetcher
+        self._cache = cache
         self._max_in_flight_images = max_in_flight_images
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._in_flight_images = 0
+        self._flights: dict[str, _Flight] = {}
 
     async def start(self) -> None:
         await self._fetcher.start()
@@ -60,7 +84,7 @@ class Intake:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def admit(self, sources: Sequence[str]) -> list[Outcome]:
-        """One outcome for each source, in their order.
+        """One outcome for each source, in their order; the same `Image` for the same URL.
 
         The sources' places in work are held until the calling task ends, however it ends: its pixels are
         in memory until its answer is written. So call it once in a task.
@@ -70,6 +94,10 @@ class Intake:
         if len(sources) == 1:
             return [await self._outcome(sources[0])]
         return list(await asyncio.gather(*map(self._outcome, sources)))
+
+    def remember(self, image: Image, embedding: Embedding) -> None:
+        """Keep the `embedding` that the network made of `image`."""
+        self._cache.put(image.key, embedding)
 
     def _take_places(self, count: int) -> None:
         taken = self._in_flight_images
@@ -87,22 +115,63 @@ class Intake:
         self._in_flight_images -= count
 
     async def _outcome(self, source: str) -> Outcome:
+        if is_data_url(source):
+            return await self._as_value(self._of_data_url, source)
+        return await self._shared(source)
+
+    async def _shared(self, url: str) -> Outcome:
+        """The outcome for `url`, fetched once for all who ask while it is under way.
+
+        Whoever goes away leaves it to the others; with the last one it ends.
+        """
+        flight = self._flights.get(url)
+        if flight is None:
+            task = asyncio.get_running_loop().create_task(self._as_value(self._of_url, url))
+            flight = self._flights[url] = _Flight(task)
+            task.add_done_callback(lambda _: self._land(url, flight))
+        else:
+            metrics.shared_fetches.inc()
+        flight.waiting += 1
         try:
-            if is_data_url(source):
-                return await self._in_decoder(self._decode_data_url, source)
-            return await self._in_decoder(self._decode, await self._fetcher.fetch(source))
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._land(url, flight)  # at once: nobody must join what is being cancelled
+                flight.task.cancel()
+
+    def _land(self, url: str, flight: _Flight) -> None:
+        if self._flights.get(url) is flight:
+            del self._flights[url]
+
+    async def _as_value(self, work: Callable[[str], Awaitable[Outcome]], source: str) -> Outcome:
+        try:
+            return await work(source)
         except EmbedderError as error:
             return error
         except Exception:  # a bug that one image met: its neighbours must not pay for it
             logger.exception("an image failed in a way that was not foreseen")
             return InternalError()
 
-    async def _in_decoder(self, work: Callable[[T], Pixels], argument: T) -> Pixels:
+    async def _of_url(self, url: str) -> Outcome:
+        return await self._in_decoder(self._known_or_decoded, await self._fetcher.fetch(url))
+
+    async def _of_data_url(self, url: str) -> Outcome:
+        return await self._in_decoder(self._read_and_decoded, url)
+
+    async def _in_decoder(self, work: Callable[[T], Outcome], argument: T) -> Outcome:
         """The one crossing from the event loop to the decoding threads."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, argument)
 
-    def _decode_data_url(self, url: str) -> Pixels:
-        return self._decode(read_data_url(url, max_bytes=self._max_image_bytes))
+    def _read_and_decoded(self, url: str) -> Outcome:
+        return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes))
 
-    def _decode(self, data: bytes) -> Pixels:
-        return decode(data, max_pixels=self._max_image_pixels)
+    def _known_or_decoded(self, data: bytes) -> Outcome:
+        key = self._cache.key(data)
+        known = self._cache.get(key)
+        if known is not None:
+            metrics.cache_hits.inc()
+            return known
+        if key is not None:
+            metrics.cache_misses.inc()
+        return Image(decode(data, max_pixels=self._max_image_pixels), key)

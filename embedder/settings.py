@@ -201,10 +201,10 @@ KNOBS: dict[str, Knob] = {
     ),
     "cache_entries": Knob(
         "EMBEDDER_CACHE_ENTRIES",
-        "0",
-        "0: this version keeps no vectors",
-        "vectors kept in memory",
-        _whole(0, 0),
+        "10000",
+        "a whole number, 0 to 10000000",
+        "embeddings of images seen before, kept in each worker's memory, 2.3 kB each; 0: off",
+        _whole(0, 10_000_000),
     ),
     "api_keys": Knob(
         "EMBEDDER_API_KEYS",

@@ -81,6 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
         "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
         "EMBEDDER_ALLOWED_PORTS": f"80,443,{origin.port}",
         "EMBEDDER_FETCH_TIMEOUT_S": "2",
+        "EMBEDDER_CACHE_ENTRIES": "0",  # every image goes the whole way
     }
     with Server(tmp_path_factory.mktemp("server") / "log", environ) as server:
         yield server

@@ -37,7 +37,7 @@ def start(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
         ("EMBEDDER_MAX_URLS", "many", "a whole number, 1 to 10000"),
         ("EMBEDDER_ALLOWED_NETWORKS", "10.0.0.1/8", "networks like"),
         ("EMBEDDER_PORT", "0", "a whole number, 1 to 65535"),
-        ("EMBEDDER_ALLOWED_HOST", "x.org", "did you mean EMBEDDER_ALLOWED_HOSTS?"),
+        ("EMBEDDER_ALLOWED_HOSTS", ",", "host names separated by commas"),
     ],
 )
 def test_a_bad_setting_stops_the_start_in_one_line(
@@ -81,7 +81,8 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
         await asyncio.get_running_loop().run_in_executor(None, release.wait)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(photo) + photo)
 
-    origin.raw("/slow.jpg", slow)
+    for n in range(10):  # each its own URL: the same one would be fetched once
+        origin.raw(f"/slow-{n}.jpg", slow)
     environ = {
         "BENTOML_HOME": str(store),
         "EMBEDDER_WORKERS": "1",
@@ -93,7 +94,7 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
         with requests.Session() as session:
             assert session.get(server.url + "/health", timeout=10).status_code == 200
             waiting = [
-                clients.submit(server.post, "/embed", {"url": origin.url("/slow.jpg")}) for _ in range(10)
+                clients.submit(server.post, "/embed", {"url": origin.url(f"/slow-{n}.jpg")}) for n in range(10)
             ]
             for _ in range(10):
                 assert arrived.acquire(timeout=10)

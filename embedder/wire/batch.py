@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from embedder.cache import Embedding
 from embedder.encoder import DIMENSION
 from embedder.errors import EmbedderError, InvalidRequest
-from embedder.wire.route import Embedding, RouteRequest, RouteResponse
+from embedder.wire.route import RouteRequest, RouteResponse
 
 
 class EmbedBatchRequest(RouteRequest):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import new_class
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from embedder.cache import Embedding
 from embedder.errors import (
     BodyTooLarge,
     Draining,
@@ -35,12 +36,9 @@ from embedder.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from embedder.intake import Intake, Outcome, Pixels
+from embedder.intake import Image, Intake, Outcome
 
 logger = logging.getLogger(__name__)
-
-Embedding = NDArray[np.float32]
-"""One vector: float32 (512,), of norm 1."""
 
 MODEL_HEADER = "X-Embedding-Model"
 # A body that comes a byte at a time must not hold its request open for as long as it likes.
@@ -69,14 +67,19 @@ class Admission:
     model_fields: ClassVar[tuple[str, ...]] = ("pixels",)
 
     @property
-    def pixels(self) -> Pixels:
-        """The good ones, in order: uint8 (k, 224, 224, 3), k may be 0."""
+    def images(self) -> list[Image]:
+        """What is to be encoded: each image once, however many of the sources it is, in order."""
         if isinstance(self.outcomes, EmbedderError):
-            return _NO_PIXELS
-        good = [outcome for outcome in self.outcomes if not isinstance(outcome, EmbedderError)]
-        if len(good) == 1:
-            return good[0][np.newaxis]  # a view, where stacking would copy
-        return np.stack(good) if good else _NO_PIXELS
+            return []
+        return list(dict.fromkeys(outcome for outcome in self.outcomes if isinstance(outcome, Image)))
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Those of `images`: uint8 (k, 224, 224, 3), k may be 0."""
+        images = self.images
+        if len(images) == 1:
+            return images[0].pixels[np.newaxis]  # a view, where stacking would copy
+        return np.stack([image.pixels for image in images]) if images else _NO_PIXELS
 
 
 _admission: ContextVar[Admission] = ContextVar("admission")
@@ -128,12 +131,20 @@ class RouteResponse(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SD
 
     @classmethod
     async def to_http_response(cls, obj: NDArray[np.float32], serde: object) -> Response:
-        """The answer, from `obj`, float32 (k, 512): the embeddings of the admission's k pixels."""
+        """The answer, from `obj`, float32 (k, 512): the embeddings of the admission's k images."""
+        admission = _admission.get()
+        encoded = dict(zip(admission.images, obj, strict=True))
+        for image, embedding in encoded.items():
+            cls.wiring.intake.remember(image, embedding)
         try:
-            outcomes = _admission.get().outcomes
-            if isinstance(outcomes, EmbedderError):
-                raise outcomes
-            content = cls.render(_joined(outcomes, iter(obj)))
+            if isinstance(admission.outcomes, EmbedderError):
+                raise admission.outcomes
+            content = cls.render(
+                [
+                    encoded[outcome] if isinstance(outcome, Image) else outcome
+                    for outcome in admission.outcomes
+                ]
+            )
         except EmbedderError as error:
             return error_response(error)
         return json_response(content, headers={MODEL_HEADER: cls.wiring.model_tag()})
@@ -162,10 +173,6 @@ def error_response(error: EmbedderError) -> Response:
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not worth reading
     return json_response({"error": str(error), "code": error.code}, status=error.status, headers=headers)
-
-
-def _joined(outcomes: Sequence[Outcome], embeddings: Iterator[Embedding]) -> list[Embedding | EmbedderError]:
-    return [outcome if isinstance(outcome, EmbedderError) else next(embeddings) for outcome in outcomes]
 
 
 async def _read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:  # Any: JSON

@@ -1,0 +1,239 @@
+"""Sources in, outcomes out: places in work, one fetch for many, embeddings that are known."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+import numpy as np
+import pytest
+
+from embedder.addresses import AddressPolicy
+from embedder.cache import EmbeddingCache
+from embedder.errors import FetchFailed, FetchTimeout, Overloaded, UnsupportedFormat
+from embedder.fetch import Fetcher
+from embedder.intake import Image, Intake
+from embedder.urls import URLPolicy
+from tests.origin import Origin
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def intake(
+    origin: Origin, *, cache_entries: int = 0, max_in_flight_images: int = 8, timeout_s: float = 5
+) -> AsyncIterator[Intake]:
+    urls = URLPolicy(
+        allowed_ports=frozenset({origin.port}), addresses=AddressPolicy((ip_network("127.0.0.0/8"),))
+    )
+    intake = Intake(
+        Fetcher(urls, max_bytes=1_000_000, timeout_s=timeout_s, max_redirects=3),
+        cache=EmbeddingCache(cache_entries),
+        max_in_flight_images=max_in_flight_images,
+        max_image_bytes=1_000_000,
+        max_image_pixels=1_000_000,
+        decode_threads=2,
+    )
+    await intake.start()
+    try:
+        yield intake
+    finally:
+        await intake.close()
+
+
+class Gate:
+    """An origin's handler that answers with `body` when the test opens it, and counts who asked."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._test_loop = asyncio.get_running_loop()
+        self.asked = 0
+        self._departed = asyncio.Event()
+        self._arrived = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        self._loop = asyncio.get_running_loop()
+        self._opened = asyncio.Event()
+        self._test_loop.call_soon_threadsafe(self._arrived.set)
+        gone = asyncio.ensure_future(reader.read())
+        opened = asyncio.ensure_future(self._opened.wait())
+        await asyncio.wait({gone, opened}, return_when=asyncio.FIRST_COMPLETED)
+        if opened.done():
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self._body) + self._body)
+            await writer.drain()
+        else:
+            self._test_loop.call_soon_threadsafe(self._departed.set)
+        for task in (gone, opened):
+            task.cancel()
+
+    async def arrival(self) -> None:
+        await asyncio.wait_for(self._arrived.wait(), 10)
+        self._arrived.clear()
+
+    async def departure(self) -> None:
+        await asyncio.wait_for(self._departed.wait(), 10)
+
+    def open(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._opened.set)
+
+
+async def in_task(intake: Intake, *sources: str) -> list[object]:
+    """`admit`, in a task of its own as each request has."""
+    return await asyncio.get_running_loop().create_task(_admit(intake, sources))
+
+
+async def _admit(intake: Intake, sources: tuple[str, ...]) -> list[object]:
+    return list(await intake.admit(sources))
+
+
+def data_url(image: bytes) -> str:
+    return "data:;base64," + base64.b64encode(image).decode()
+
+
+async def test_outcomes_stand_in_the_order_of_their_sources(origin: Origin, photo: bytes) -> None:
+    origin.serve("/photo.jpg", photo)
+    origin.serve("/none.jpg", b"", status=404)
+    async with intake(origin) as desk:
+        urls = [origin.url("/none.jpg"), origin.url("/photo.jpg"), data_url(b"no image"), data_url(photo)]
+        failed, fetched, unsupported, carried = await in_task(desk, *urls)
+    assert isinstance(failed, FetchFailed)
+    assert isinstance(unsupported, UnsupportedFormat)
+    assert isinstance(fetched, Image)
+    assert isinstance(carried, Image)
+    assert np.array_equal(fetched.pixels, carried.pixels)
+
+
+async def test_all_places_may_be_taken_and_one_more_is_refused_at_once(origin: Origin, photo: bytes) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    async with intake(origin, max_in_flight_images=3) as desk:
+        three = asyncio.ensure_future(in_task(desk, *[origin.url("/gate.jpg")] * 3))
+        await gate.arrival()
+        with pytest.raises(Overloaded, match="3 images are in work and the limit is 3"):
+            await in_task(desk, data_url(photo))
+        gate.open()
+        assert len(await three) == 3
+        assert isinstance((await in_task(desk, *[data_url(photo)] * 3))[0], Image)
+
+
+async def test_places_come_back_when_a_request_is_cancelled(origin: Origin, photo: bytes) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    async with intake(origin, max_in_flight_images=1) as desk:
+        gone = asyncio.get_running_loop().create_task(_admit(desk, (origin.url("/gate.jpg"),)))
+        await gate.arrival()
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert isinstance((await in_task(desk, data_url(photo)))[0], Image)
+
+
+async def test_the_same_url_is_fetched_once_for_all_who_ask_meanwhile(origin: Origin, photo: bytes) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    url = origin.url("/gate.jpg")
+    async with intake(origin) as desk:
+        first = asyncio.ensure_future(in_task(desk, url))
+        await gate.arrival()
+        others = asyncio.ensure_future(in_task(desk, url, url))
+        await asyncio.sleep(0)
+        gate.open()
+        ((image,), (second, third)) = await asyncio.gather(first, others)
+        assert image is second is third
+        assert gate.asked == 1
+        # Afterwards it is fetched again: this is not a cache of URLs.
+        again = asyncio.ensure_future(in_task(desk, url))
+        await gate.arrival()
+        gate.open()
+        await again
+        assert gate.asked == 2
+
+
+async def test_who_waits_for_a_shared_fetch_survives_that_its_first_asker_goes(
+    origin: Origin, photo: bytes
+) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    url = origin.url("/gate.jpg")
+    async with intake(origin) as desk:
+        first = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+        await gate.arrival()
+        second = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.open()
+        assert isinstance((await second)[0], Image)
+        assert gate.asked == 1
+
+
+async def test_a_shared_fetch_ends_when_all_who_wait_for_it_are_gone(origin: Origin, photo: bytes) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    url = origin.url("/gate.jpg")
+    async with intake(origin) as desk:
+        tasks = [asyncio.get_running_loop().create_task(_admit(desk, (url,))) for _ in range(2)]
+        await gate.arrival()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await gate.departure()
+
+
+async def test_a_failed_fetch_is_shared_too_and_then_forgotten(origin: Origin, photo: bytes) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    url = origin.url("/gate.jpg")
+    async with intake(origin, timeout_s=0.3) as desk:
+        outcomes = await in_task(desk, url, url)
+        assert [type(outcome) for outcome in outcomes] == [FetchTimeout, FetchTimeout]
+        origin.serve("/gate.jpg", photo)
+        assert isinstance((await in_task(desk, url))[0], Image)
+
+
+async def test_bytes_whose_embedding_is_known_are_not_decoded_again(origin: Origin, photo: bytes) -> None:
+    origin.serve("/photo.jpg", photo)
+    embedding = np.linspace(0, 1, 512, dtype=np.float32)
+    async with intake(origin, cache_entries=2) as desk:
+        (image,) = await in_task(desk, data_url(photo))
+        assert isinstance(image, Image)
+        desk.remember(image, embedding)
+        # By another way and under another name: it is the bytes that count.
+        (known,) = await in_task(desk, origin.url("/photo.jpg"))
+        assert np.array_equal(known, embedding)  # type: ignore[arg-type]
+
+
+async def test_nothing_is_kept_with_0_entries(origin: Origin, photo: bytes) -> None:
+    async with intake(origin, cache_entries=0) as desk:
+        (image,) = await in_task(desk, data_url(photo))
+        assert isinstance(image, Image)
+        desk.remember(image, np.zeros(512, dtype=np.float32))
+        assert isinstance((await in_task(desk, data_url(photo)))[0], Image)
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
+    cache = EmbeddingCache(2)
+    keys = [cache.key(bytes([n])) for n in range(3)]
+    one, two, three = (np.full(512, n, dtype=np.float32) for n in range(3))
+    cache.put(keys[0], one)
+    cache.put(keys[1], two)
+    assert cache.get(keys[0]) is not None  # used: now the second is the oldest
+    cache.put(keys[2], three)
+    assert len(cache) == 2
+    assert cache.get(keys[1]) is None
+    assert np.array_equal(cache.get(keys[0]), one)  # type: ignore[arg-type]
+
+
+def test_an_entry_does_not_keep_its_batch_alive() -> None:
+    cache, batch = EmbeddingCache(1), np.zeros((32, 512), dtype=np.float32)
+    cache.put(b"key", batch[0])
+    entry = cache.get(b"key")
+    assert entry is not None
+    assert entry.base is None
