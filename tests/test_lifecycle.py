@@ -93,9 +93,8 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
         # A connection from before: the listening socket may close while we look.
         with requests.Session() as session:
             assert session.get(server.url + "/health", timeout=10).status_code == 200
-            waiting = [
-                clients.submit(server.post, "/embed", {"url": origin.url(f"/slow-{n}.jpg")}) for n in range(10)
-            ]
+            urls = [origin.url(f"/slow-{n}.jpg") for n in range(10)]
+            waiting = [clients.submit(server.post, "/embed", {"url": url}) for url in urls]
             for _ in range(10):
                 assert arrived.acquire(timeout=10)
             os.kill(_worker(server), signal.SIGTERM)
