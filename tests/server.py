@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -75,9 +74,15 @@ class Server:
 
     def kill(self) -> None:
         """End every process of the server's, whatever state it is in."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            for process in (self.process.pid, *self.children()):
+                os.kill(process, signal.SIGKILL)
+            self.process.wait()
+
+    def children(self) -> list[int]:
+        """The server's own processes below the first, while that runs."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
 
     def post(self, path: str, body: object, **options: object) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]

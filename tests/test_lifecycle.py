@@ -107,7 +107,7 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
 
 def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, store: Path) -> None:
     with Server(tmp_path / "log", {"BENTOML_HOME": str(store)}) as server:
-        workers = _children(server.process.pid)
+        workers = server.children()
         assert len(workers) >= 2
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
@@ -117,14 +117,10 @@ def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, st
 def _worker(server: Server) -> int:
     (worker,) = (
         child
-        for child in _children(server.process.pid)
+        for child in server.children()
         if b"_bentoml_impl.worker.service" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     return worker
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _until(condition: object, timeout_s: float = 10.0) -> None:
