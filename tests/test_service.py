@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from numpy.typing import NDArray
 from openapi_spec_validator import validate
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -161,18 +162,24 @@ def test_the_page_is_bentomls_and_loads_nothing_from_elsewhere(server: Server, p
 # --- many at once ---
 
 
+@pytest.fixture(scope="module")
+def four(origin: Origin, photo: bytes, reference: Reference) -> list[tuple[str, NDArray[np.float32]]]:
+    """URLs of four pictures that differ, so that an answer in the wrong place shows; their true vectors."""
+    found = []
+    for shift in range(4):
+        pixels = np.roll(np.asarray(Image.open(io.BytesIO(photo))), shift * 100, axis=1)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        origin.serve(f"/rolled-{shift}.png", file.getvalue())
+        found.append((origin.url(f"/rolled-{shift}.png"), reference(file.getvalue())))
+    return found
+
+
 def test_a_batch_of_64_keeps_its_order_with_nulls_and_errors_where_images_are_bad(
-    server: Server, origin: Origin, photo: bytes, bad_urls: dict[str, str], reference: Reference
+    server: Server, four: list[tuple[str, NDArray[np.float32]]], bad_urls: dict[str, str]
 ) -> None:
-    pictures = [_rolled(photo, shift) for shift in range(4)]
-    for shift, picture in enumerate(pictures):
-        origin.serve(f"/rolled-{shift}.png", picture)
-    expected = [reference(picture) for picture in pictures]
     codes: list[str | None] = ([None, None, None, *bad_urls, None] * 6)[:64]
-    urls = [
-        origin.url(f"/rolled-{index % 4}.png") if code is None else bad_urls[code]
-        for index, code in enumerate(codes)
-    ]
+    urls = [four[index % 4][0] if code is None else bad_urls[code] for index, code in enumerate(codes)]
     answer = server.post("/embed_batch", {"urls": urls})
     assert answer.status_code == 200
     embeddings, errors = answer.json()["embeddings"], answer.json()["errors"]
@@ -182,31 +189,17 @@ def test_a_batch_of_64_keeps_its_order_with_nulls_and_errors_where_images_are_ba
     ]
     for index, (embedding, code) in enumerate(zip(embeddings, codes, strict=True)):
         if code is None:
-            assert np.array(embedding) @ expected[index % 4] >= 0.9999
+            assert np.array(embedding) @ four[index % 4][1] >= 0.9999
         else:
             assert embedding is None
 
 
-def _rolled(photo: bytes, shift: int) -> bytes:
-    """A picture of its own for each `shift`, so that an answer in the wrong place shows."""
-    pixels = np.roll(np.asarray(Image.open(io.BytesIO(photo))), shift * 100, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_300_requests_at_once_get_each_their_own_answer(
-    server: Server, origin: Origin, photo: bytes, bad_urls: dict[str, str], reference: Reference
+    server: Server, four: list[tuple[str, NDArray[np.float32]]], bad_urls: dict[str, str]
 ) -> None:
-    pictures = [_rolled(photo, shift) for shift in range(4)]
-    for shift, picture in enumerate(pictures):
-        origin.serve(f"/rolled-{shift}.png", picture)
-    expected = [reference(picture) for picture in pictures]
     codes = list(bad_urls)
     cases = [
-        (bad_urls[codes[n % len(codes)]], codes[n % len(codes)])
-        if n % 3 == 0
-        else (origin.url(f"/rolled-{n % 4}.png"), n % 4)
+        (bad_urls[codes[n % len(codes)]], codes[n % len(codes)]) if n % 3 == 0 else (four[n % 4][0], n % 4)
         for n in range(300)
     ]
     with ThreadPoolExecutor(300) as clients:
@@ -216,7 +209,7 @@ def test_300_requests_at_once_get_each_their_own_answer(
             assert (answer.status_code, answer.json()["code"]) == (STATUS[meant], meant)
         else:
             assert answer.status_code == 200
-            assert np.array(answer.json()["embedding"]) @ expected[meant] >= 0.9999
+            assert np.array(answer.json()["embedding"]) @ four[meant][1] >= 0.9999
     assert Counter(answer.status_code for answer in answers)[200] == 200
     # And they went through the model together.
     batches = sample(server, "bentoml_service_adaptive_batch_size_count")
