@@ -42,7 +42,18 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._command = [str(bentoml), "serve", target]
-        self._environ = {**plain_environ(), "EMBEDDER_PORT": str(self.port), **environ}
+        # BentoML empties the folder for metrics below its home when it starts: a server that shared its
+        # home with another would take that one's metrics away.
+        home = log.with_suffix(".home")
+        for name in ("models", "bentos"):
+            (home / name).parent.mkdir(exist_ok=True)
+            (home / name).symlink_to(Path(environ["BENTOML_HOME"]) / name)
+        self._environ = {
+            **plain_environ(),
+            "EMBEDDER_PORT": str(self.port),
+            **environ,
+            "BENTOML_HOME": str(home),
+        }
         self._cwd = cwd
 
     def __enter__(self) -> Server:
@@ -96,10 +107,12 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log.read_text()}")
             try:
-                if requests.get(self.url + "/readyz", timeout=5).ok:
+                if requests.get(self.url + "/readyz", timeout=1).ok:
                     return
             except requests.ConnectionError:
                 time.sleep(0.05)
+            except requests.Timeout:  # its socket is open, and nobody there yet
+                continue
         raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s: {self.log.read_text()}")
 
 
