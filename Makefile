@@ -1,11 +1,12 @@
 # make serve   everything from nothing to a service on port 8000
 # make test    everything from nothing to a run of every test
 #
-# PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PYTHON=python3
+# PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PRECISION=fp32|int8  PYTHON=python3
 
 PYTHON ?= python3
-PORT ?= 8000
+PORT ?= $(or $(EMBEDDER_PORT),8000)
 WEIGHTS ?= imagenet
+PRECISION ?= $(or $(EMBEDDER_PRECISION),fp32)
 
 BIN := .venv/bin
 # Nothing here reports usage to anybody.
@@ -15,10 +16,10 @@ export BENTOML_DO_NOT_TRACK := True
 .PHONY: help setup serve test lint format bento lock
 
 help:
-	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth)"
+	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
 	@echo "make test    set everything up and run every test"
 	@echo "make setup   only set up: .venv with everything in it"
-	@echo "make bento   build the Bento and say its tag (WEIGHTS=)"
+	@echo "make bento   build the Bento and say its tag (WEIGHTS=, PRECISION=)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format"
 	@echo "make lock    pin what serves again, into requirements.lock"
@@ -28,7 +29,7 @@ setup:
 	@$(PYTHON) scripts/setup.py
 
 serve: setup
-	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' --weights '$(WEIGHTS)'
+	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' --weights '$(WEIGHTS)' --precision '$(PRECISION)'
 
 test: setup
 	@$(BIN)/python -m pytest
@@ -43,7 +44,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bento: setup
-	@$(BIN)/python scripts/save_model.py --weights '$(WEIGHTS)' --if-missing
+	@$(BIN)/python scripts/save_model.py --weights '$(WEIGHTS)' --precision '$(PRECISION)' --if-missing
 	@$(BIN)/bentoml build
 
 lock: setup

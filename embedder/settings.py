@@ -104,9 +104,9 @@ KNOBS: dict[str, Knob] = {
     "precision": Knob(
         "EMBEDDER_PRECISION",
         "fp32",
-        "fp32",
-        "the arithmetic of the network",
-        _matching("fp32"),
+        "fp32 or int8",
+        "the arithmetic of the network; int8, nearly three times as fast, takes a model saved with it",
+        _matching("fp32|int8"),
     ),
     "workers": Knob(
         "EMBEDDER_WORKERS",

@@ -45,7 +45,10 @@ class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships n
         metadata: dict[str, Any] = dict(model.info.metadata)  # Any: JSON
         precisions = metadata["precisions"]
         if precision not in precisions:
-            raise BentoMLException(f"{model.tag} was saved in {', '.join(precisions)}, not in {precision}")
+            raise BentoMLException(
+                f"{model.tag} was saved in {', '.join(precisions)}, not in {precision}; "
+                f"save it again: python scripts/save_model.py --precision {precision}"
+            )
         return Path(model.path_of(precisions[precision]["file"]))
 
 

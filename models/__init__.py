@@ -1,7 +1,8 @@
 """The network behind the service, and where its weights come from.
 
-`resnet18.py` makes the model file and is the only code that imports torch. What can be said about
-weights without torch is here, so that a command with nothing to do answers in a second.
+`resnet18.py` makes the model file and is the only code that imports torch; `quantize.py` makes an
+int8 file of it, with the images of `calibration.py`. What can be said about weights without torch is
+here, so that a command with nothing to do answers in a second.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class WeightsError(Exception):
 
 class DownloadFailed(WeightsError):
     """The weights' server can't be reached, or did not give the file. Trying later may work."""
+
+
+class QuantizationError(Exception):
+    """No int8 model is made; the message is one line that says why."""
 
 
 def read_weights_file(path: Path) -> bytes:

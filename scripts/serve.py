@@ -16,19 +16,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
+    precision = os.environ.get("EMBEDDER_PRECISION") or "fp32"
+    parser.add_argument("--precision", default=precision, help="fp32, or int8: nearly three times as fast")
     arguments = parser.parse_args()
     _check_port(arguments.port)
     saved = subprocess.run(
         [
             sys.executable,
             str(ROOT / "scripts" / "save_model.py"),
-            *("--weights", arguments.weights, "--if-missing", "--fallback-untrained"),
+            *("--weights", arguments.weights, "--precision", arguments.precision),
+            *("--if-missing", "--fallback-untrained"),
         ]
     )
     if saved.returncode != 0:
         sys.exit(saved.returncode)
     os.chdir(ROOT)
-    environ = {**os.environ, "EMBEDDER_PORT": str(arguments.port), "EMBEDDER_MODEL": "resnet18:latest"}
+    environ = {
+        **os.environ,
+        "EMBEDDER_PORT": str(arguments.port),
+        "EMBEDDER_MODEL": "resnet18:latest",
+        "EMBEDDER_PRECISION": arguments.precision,
+    }
     bentoml = str(Path(sys.executable).with_name("bentoml"))
     os.execve(bentoml, [bentoml, "serve"], environ)
 

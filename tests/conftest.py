@@ -57,10 +57,13 @@ def reference(weights_file: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
-    """A BENTOML_HOME whose only model was saved from `weights_file` by the command that users run."""
+    """A BENTOML_HOME whose only model, fp32 and int8, was saved from `weights_file` by users' own command."""
     home = tmp_path_factory.mktemp("bentoml")
     subprocess.run(
-        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", weights_file],
+        [
+            *(sys.executable, ROOT / "scripts" / "save_model.py"),
+            *("--weights", weights_file, "--precision", "int8"),
+        ],
         env={**plain_environ(), "BENTOML_HOME": str(home)},
         check=True,
     )

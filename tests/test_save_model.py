@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torchvision.transforms import functional
 
 from models.resnet18 import IMAGENET_URL, sample_photos
@@ -369,6 +371,121 @@ def test_earlier_weights_become_the_latest_again_and_the_versions_that_pile_up_a
     )
 
 
+# int8
+
+
+@pytest.fixture(scope="module")
+def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 dark images to calibrate on, and 50 of noise to measure on: by their sha256, which splits them."""
+    folder = tmp_path_factory.mktemp("dark")
+    random = np.random.default_rng(0)
+    for name, count, highest, first_digits in (("dark", 100, 4, "89abcdef"), ("noise", 50, 256, "01234567")):
+        while len(list(folder.glob(f"{name}*"))) < count:
+            file = io.BytesIO()
+            Image.fromarray(random.integers(0, highest, (16, 16, 3), np.uint8)).save(file, "PNG")
+            sha256 = hashlib.sha256(file.getvalue()).hexdigest()
+            if sha256[0] in first_digits:
+                (folder / f"{name}-{sha256}.png").write_bytes(file.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8_story(
+    tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path, dark: Path
+) -> tuple[Store, list[Call]]:
+    """In a store with a.pth's fp32 model: int8 from dark images, the same forced, and what is done again."""
+    store = Store.below(tmp_path_factory.mktemp("int8"))
+    shutil.copytree(first_run[0].home, store.home)
+    (store.folder / "few").mkdir()
+    int8 = ["--weights", str(pth), "--precision", "int8", "--if-missing"]
+    return store, store.calls(
+        ([*int8, "--calibration-images", str(dark)], None),
+        ([*int8, "--calibration-images", str(dark), "--force"], None),
+        ([*int8, "--calibration-images", str(dark)], None),
+        (int8, None),
+        (["--weights", str(pth), "--if-missing"], None),
+        ([*int8, "--calibration-images", str(store.folder / "few")], None),
+    )
+
+
+def test_int8_that_is_far_from_fp32_is_refused_with_the_numbers(
+    int8_story: tuple[Store, list[Call]], first_run: tuple[Store, object]
+) -> None:
+    store, (call, *_) = int8_story
+    line = failed(store, call)
+    said = re.fullmatch(
+        r"save_model: int8 is too far from fp32: cosine with fp32 (?P<mean>0\.\d{5}) on average "
+        r"and (?P<min>0\.\d{5}) at least, \d+\.\d% of the 10 nearest neighbours kept; "
+        r"at least 0\.99 is wanted: calibrate it on images like those to embed \(--calibration-images\), "
+        r"or save it all the same \(--force\)",
+        line,
+    )
+    assert said is not None, line
+    assert float(said["min"]) < min(0.99, float(said["mean"]))
+    assert (call.latest, call.versions) == (first_run[0].latest, [first_run[0].latest])
+
+
+def test_forced_it_is_saved_beside_fp32_with_the_numbers_in_the_metadata(
+    int8_story: tuple[Store, list[Call]], dark: Path
+) -> None:
+    store, (refused, call, *_) = int8_story
+    assert call.status == 0, call.stderr
+    assert {*call.versions} == {*refused.versions, call.latest}
+    folder = store.home / "models" / "resnet18" / call.latest
+    assert sorted(path.name for path in folder.glob("*.onnx")) == ["fp32.onnx", "int8.onnx"]
+    precisions = store.metadata(call.latest)["precisions"]
+    assert precisions["fp32"]["file"] == "fp32.onnx"
+    int8 = precisions["int8"]
+    assert re.fullmatch(r"own images, 150 files, sha256 [0-9a-f]{12}", int8.pop("calibration"))
+    said = (
+        f"cosine with fp32 {int8.pop('mean_cosine_to_fp32'):.5f} on average and "
+        f"{int8.pop('min_cosine_to_fp32'):.5f} at least, {int8.pop('neighbours_kept_of_10'):.1%} of the 10"
+    )
+    assert said in call.stderr
+    assert int8 == {"file": "int8.onnx", "calibration_images": 100, "fidelity_images": 50}
+    assert str(dark) not in (folder / "model.yaml").read_text()
+
+
+def test_a_model_with_int8_is_enough_for_both_precisions(
+    int8_story: tuple[Store, list[Call]], pth: Path
+) -> None:
+    _, (_, forced, *again, _) = int8_story
+    assert len(again) == 3
+    for call in again:
+        assert (call.status, call.stderr) == (0, "")
+        assert call.stdout == f"resnet18:latest has the {pth} weights already\n"
+        assert call.latest == forced.latest
+
+
+def test_a_model_without_int8_is_not_served_in_it_and_the_command_that_adds_it_is_named(
+    first_run: tuple[Store, object],
+) -> None:
+    store = first_run[0]
+    run = store.python(
+        "from embedder.stored_model import EmbeddingModel\n"
+        "EmbeddingModel('resnet18:latest').onnx_file('int8')"
+    )
+    assert run.stderr.splitlines()[-1] == (
+        f"bentoml.exceptions.BentoMLException: resnet18:{store.latest} was saved in fp32, not in int8; "
+        "save it again: python scripts/save_model.py --precision int8"
+    )
+
+
+def test_too_few_calibration_images_are_refused(int8_story: tuple[Store, list[Call]]) -> None:
+    store, (*_, call) = int8_story
+    assert failed(store, call) == (
+        f"save_model: {store.folder}/few has 0 different files that can be read; "
+        "calibration takes 150 images or more"
+    )
+
+
+@pytest.mark.parametrize("option", [["--force"], ["--calibration-images", "."]])
+def test_what_is_for_int8_is_refused_without_it(store: Store, option: list[str]) -> None:
+    run = store.run(*option)
+    assert run.returncode == 2
+    assert run.stderr.endswith("error: --calibration-images and --force are for --precision int8\n")
+
+
 # Failures: one line, 1, the store as it was
 
 
@@ -471,7 +588,7 @@ def test_a_name_that_bentoml_does_not_take_is_refused(store: Store, name: str) -
 
 SAVE = """
 try:
-    model = save("resnet18", b"x" * int(sys.argv[1]), {"weights": "a.pth", "trained": True})
+    model = save("resnet18", {"fp32.onnx": b"x" * int(sys.argv[1])}, {"weights": "a.pth", "trained": True})
 except StoreError as exc:
     sys.exit(f"save_model: {exc}")
 print(model.tag)

@@ -243,6 +243,19 @@ def test_an_empty_batch_is_an_empty_answer(server: Server) -> None:
     assert server.post("/embed_batch", {"urls": []}).json() == {"embeddings": [], "errors": []}
 
 
+def test_int8_serves_nearly_the_same_vectors_and_says_how_near(
+    tmp_path: Path, store: Path, photo: bytes, reference: Reference
+) -> None:
+    environ = {"BENTOML_HOME": str(store), "EMBEDDER_WORKERS": "1", "EMBEDDER_PRECISION": "int8"}
+    with Server(tmp_path / "log", environ) as server:
+        embedding = np.array(server.post("/embed", {"url": data_url(photo)}).json()["embedding"])
+        info = server.get("/info").json()
+    assert 0.99 <= embedding @ reference(photo) < 0.99999  # fp32 is nearer
+    assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
+    assert info["precision"] == "int8"
+    assert 0.99 <= info["model"]["precisions"]["int8"]["min_cosine_to_fp32"] < 1
+
+
 # --- errors ---
 
 

@@ -283,7 +283,7 @@ def test_what_is_no_tag_of_the_model_store_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["fp64", "FP32", "int4", "float32", "fp32,int8", "32"])
 def test_an_unknown_precision_is_refused(text: str) -> None:
-    assert "it takes fp32" in refusal("EMBEDDER_PRECISION", text)
+    assert "it takes fp32 or int8" in refusal("EMBEDDER_PRECISION", text)
 
 
 def test_a_setting_that_this_version_can_not_honour_is_refused_and_not_ignored() -> None:
