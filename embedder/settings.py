@@ -105,7 +105,7 @@ KNOBS: dict[str, Knob] = {
         "EMBEDDER_PRECISION",
         "fp32",
         "fp32 or int8",
-        "the arithmetic of the network; int8, nearly three times as fast, takes a model saved with it",
+        "the arithmetic of the network; int8 is faster and takes a model saved with it",
         _matching("fp32|int8"),
     ),
     "workers": Knob(

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
     precision = os.environ.get("EMBEDDER_PRECISION") or "fp32"
-    parser.add_argument("--precision", default=precision, help="fp32, or int8: nearly three times as fast")
+    parser.add_argument("--precision", default=precision, help="fp32, or int8, which is faster")
     arguments = parser.parse_args()
     _check_port(arguments.port)
     saved = subprocess.run(
