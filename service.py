@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import bentoml
 from _bentoml_sdk import Service
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLConfigException
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from embedder import __version__
 from embedder.addresses import AddressPolicy
 from embedder.batching import eager_batching
 from embedder.cache import EmbeddingCache
+from embedder.cores import Cores, available_cores
 from embedder.drain import Drain
 from embedder.encoder import Embeddings, Encoder, Pixels
 from embedder.fetch import Fetcher
@@ -80,9 +85,23 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
         return openapi_document(base, title=self.name, version=__version__, settings=settings)
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        with eager_batching():
-            app: ASGIApp = super().to_asgi(is_main)
+        with eager_batching(_cores()):
+            app: Starlette = super().to_asgi(is_main)
+        if BentoMLContainer.config.tracing.exporter_type.get() is None:  # spans that would go nowhere
+            tracing: object = OpenTelemetryMiddleware  # a class, where starlette's types want a factory
+            app.user_middleware = [m for m in app.user_middleware if m.cls is not tracing]
         return app
+
+
+def _cores() -> Cores:
+    """Those for a batch each. BentoML's metrics directory is its workers' own, and empty when they start."""
+    total = max(1, available_cores() // settings.threads)
+    worker = bentoml.server_context.worker_index  # from 1; None in a process that is no worker
+    if worker is None:
+        return Cores(total)
+    return Cores.shared(
+        total, folder=Path(BentoMLContainer.prometheus_multiproc_dir.get()), worker=worker - 1
+    )
 
 
 def health() -> str:
@@ -101,6 +120,7 @@ def info() -> dict[str, object]:
     service_class=EmbedderService,
     workers=settings.workers,
     http={"port": settings.port},
+    logging={"access": {"enabled": False}},
     traffic={"timeout": REQUEST_TIMEOUT_S},
 )
 @bentoml.asgi_app(pages(health=health, info=info))

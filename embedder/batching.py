@@ -1,4 +1,4 @@
-"""BentoML's batcher without its waiting. The only file that reaches into BentoML.
+"""BentoML's batcher without its waiting. Reaches into BentoML, and checks that it finds there what it knows.
 
 BentoML holds a request back in the hope of company, for about as long as recent batches waited: after a
 burst of 64 a lone request took 222 ms instead of 19, ten seconds later still 236. Here nothing is held back:
@@ -6,7 +6,7 @@ what is queued goes to the model as soon as the model is free. Under load the qu
 computed, and that alone makes the next batch larger; a lone request goes at once.
 
     request ─► queue of its route ─┐
-    request ─► queue of its route ─┴─► lane: one batch at a time, the route that has waited longest ─► model
+    request ─► queue of its route ─┴─► lane: a batch for each free core, who waited longest first ─► model
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 from _bentoml_impl.server import app as bentoml_app
 from numpy.typing import NDArray
+
+from embedder.cores import Cores
 
 logger = logging.getLogger(__name__)
 
@@ -42,32 +45,54 @@ class _Job:
     rows: Array
     result: asyncio.Future[Array]
     enqueued_s: float
-    done: list[Array] = field(default_factory=list)
-    """Results of the first of the rows."""
+    taken: int = 0
+    """How many of the rows, the first ones, are on their way or back."""
+    results: dict[int, Array] = field(default_factory=dict)
+    """Results of some of the rows, by the index of their first."""
+
+    def finish(self, first: int, result: Array) -> None:
+        """Takes the `result` of the rows from `first` on."""
+        self.results[first] = result
+        if not self.result.done() and sum(map(len, self.results.values())) == len(self.rows):
+            parts = [self.results[first] for first in sorted(self.results)]
+            self.result.set_result(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Those of a job's rows that go in one batch."""
+
+    job: _Job
+    first: int
+    rows: Array
 
 
 class Lane:
-    """The way to the model: one batch at a time, whichever route it is from."""
+    """The way to the model: a batch for each free core, whichever route it is from."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: Cores) -> None:
+        self._cores = cores
         self._batchers: list[Batcher] = []
-        self._batch: asyncio.Task[None] | None = None
+        self._batches: set[asyncio.Task[None]] = set()
 
     def join(self, batcher: Batcher) -> None:
         self._batchers.append(batcher)
 
     def dispatch(self) -> None:
-        """Send the next batch if the model is free and anything waits."""
-        if self._batch is not None:
-            return
-        waiting = [batcher for batcher in self._batchers if batcher.waiting_since_s() is not None]
-        if waiting:
+        """Send batches for as long as a core is free and anything waits."""
+        while free := self._cores.free():
+            waiting = [batcher for batcher in self._batchers if batcher.waiting_since_s() is not None]
+            if not waiting:
+                return
             batcher = min(waiting, key=lambda batcher: batcher.waiting_since_s() or 0.0)
-            self._batch = asyncio.get_running_loop().create_task(batcher.run_batch())
-            self._batch.add_done_callback(self._free)
+            batch = asyncio.get_running_loop().create_task(batcher.run(batcher.take(cores=free)))
+            self._batches.add(batch)
+            self._cores.take()
+            batch.add_done_callback(self._done)
 
-    def _free(self, _: asyncio.Task[None]) -> None:
-        self._batch = None
+    def _done(self, batch: asyncio.Task[None]) -> None:
+        self._batches.remove(batch)
+        self._cores.give_back()
         self.dispatch()
 
 
@@ -113,37 +138,41 @@ class Batcher:
                 return job.enqueued_s
         return None
 
-    async def run_batch(self) -> None:
-        """Take what fits one batch from the queue, run it, and hand the results to who waits for them."""
-        batch = list(self._take())
-        try:
-            results = await self._infer([rows for _, rows in batch])
-        except Exception as exc:
-            for job, _ in batch:
-                if not job.result.done():
-                    job.result.set_exception(exc)
-            return
-        for (job, _), result in zip(batch, results, strict=True):
-            job.done.append(result)
-            if not job.result.done() and sum(map(len, job.done)) == len(job.rows):
-                job.result.set_result(job.done[0] if len(job.done) == 1 else np.concatenate(job.done))
+    def take(self, *, cores: int) -> list[_Part]:
+        """What goes in the next batch, oldest first: at most `max_batch_size` rows.
 
-    def _take(self) -> Iterator[tuple[_Job, Array]]:
-        """Jobs and the rows of theirs that go now, at most `max_batch_size` rows, oldest first."""
-        room = self._max_batch_size
+        And no more than leaves as many for each other one of the free `cores`: an image takes as long in a
+        small batch as in a large one.
+        """
+        waiting = sum(len(job.rows) - job.taken for job in self._queue) if cores > 1 else self._max_batch_size
+        room = min(self._max_batch_size, math.ceil(waiting / cores))
+        batch = []
         while room and self.waiting_since_s() is not None:
             job = self._queue[0]
-            taken = sum(map(len, job.done))
-            rows = job.rows[taken : taken + room]
-            if taken + len(rows) == len(job.rows):
+            part = _Part(job, job.taken, job.rows[job.taken : job.taken + room])
+            batch.append(part)
+            job.taken += len(part.rows)
+            room -= len(part.rows)
+            if job.taken == len(job.rows):
                 self._queue.popleft()
-            room -= len(rows)
-            yield job, rows
+        return batch
+
+    async def run(self, batch: Sequence[_Part]) -> None:
+        """Run `batch` and hand the results to who waits for them."""
+        try:
+            results = await self._infer([part.rows for part in batch])
+        except Exception as exc:
+            for part in batch:
+                if not part.job.result.done():
+                    part.job.result.set_exception(exc)
+            return
+        for part, result in zip(batch, results, strict=True):
+            part.job.finish(part.first, result)
 
 
 @contextmanager
-def eager_batching() -> Iterator[None]:
-    """While this lasts, BentoML's application is made with our batchers.
+def eager_batching(cores: Cores) -> Iterator[None]:
+    """While this lasts, BentoML's application is made with our batchers, which run on `cores`.
 
     Where BentoML makes its own in another way than we know, they stay, with a warning.
     """
@@ -153,7 +182,7 @@ def eager_batching() -> Iterator[None]:
         logger.warning("this BentoML batches in a way that is not known here: its own batcher waits")
         yield
         return
-    bentoml_app.CorkDispatcher = partial(Batcher, Lane())
+    bentoml_app.CorkDispatcher = partial(Batcher, Lane(cores))
     try:
         yield
     finally:

@@ -1,10 +1,13 @@
-"""How many CPU cores this process may really use."""
+"""How many CPU cores this server may really use, and which of them its workers leave idle."""
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
+
+MAX_WORKERS = 256
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -28,3 +31,47 @@ def _quota(cgroup: Path) -> float | None:
         except (OSError, ValueError, ZeroDivisionError):
             continue
     return None
+
+
+class Cores:
+    """The cores that the workers of one server compute on. A worker may use what the others leave idle.
+
+    Connections do not spread evenly: the first worker that wakes up takes all that are there. Were each
+    bound to a core, a client with one connection, or sixteen unlucky ones, would have half of two cores.
+
+    Each worker keeps how many it uses in a place of its own, where the others read it. Nothing is locked: at
+    worst two workers take the same idle core, until one of them has finished.
+    """
+
+    def __init__(self, total: int, *, in_use: bytearray | memoryview | None = None, worker: int = 0) -> None:
+        """`in_use` has a place for each worker, this one's at `worker`; without it this worker is alone."""
+        self._total = total
+        self._in_use = bytearray(1) if in_use is None else in_use
+        self._worker = worker
+        self._in_use[worker] = 0  # a worker that was killed has left its own
+
+    @classmethod
+    def shared(cls, total: int, *, folder: Path, worker: int) -> Cores:
+        """Shared among the workers that have the same parent process, by a file in `folder`.
+
+        `worker` is this one's number, from 0, less than twice MAX_WORKERS.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / f"cores-in-use-{os.getppid()}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(descriptor, 2 * MAX_WORKERS)  # BentoML numbers a successor up to twice as high
+            in_use = memoryview(mmap.mmap(descriptor, 2 * MAX_WORKERS))
+        finally:
+            os.close(descriptor)
+        return cls(total, in_use=in_use, worker=worker)
+
+    def free(self) -> int:
+        """How many this worker may take now. One is always its own."""
+        idle = self._total - sum(self._in_use)
+        return max(idle, 0 if self._in_use[self._worker] else 1)
+
+    def take(self) -> None:
+        self._in_use[self._worker] += 1
+
+    def give_back(self) -> None:
+        self._in_use[self._worker] -= 1

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from embedder.addresses import Network
-from embedder.cores import available_cores
+from embedder.cores import MAX_WORKERS, available_cores
 
 
 class SettingError(ValueError):
@@ -110,10 +110,10 @@ KNOBS: dict[str, Knob] = {
     ),
     "workers": Knob(
         "EMBEDDER_WORKERS",
-        str(min(max(2, available_cores()), 256)),
-        "a whole number, 1 to 256",
+        str(min(max(2, available_cores()), MAX_WORKERS)),
+        f"a whole number, 1 to {MAX_WORKERS}",
         "processes that serve; at least 2, so that one can die without an outage",
-        _whole(1, 256),
+        _whole(1, MAX_WORKERS),
     ),
     "threads": Knob(
         "EMBEDDER_THREADS",

@@ -12,6 +12,7 @@ from _bentoml_impl.server import app as bentoml_app
 from numpy.typing import NDArray
 
 from embedder.batching import Batcher, Lane, eager_batching
+from embedder.cores import Cores
 
 pytestmark = pytest.mark.anyio
 
@@ -23,16 +24,19 @@ class Model:
 
     def __init__(self) -> None:
         self.batches: list[list[list[float]]] = []
-        self.running = 0
+        self.running = self.most_running = 0
+        self.gates: dict[int, asyncio.Event] = {}
+        """For batches that do not wait for their turn, by their number."""
         self._gate = asyncio.Semaphore(0)
         self.fails = False
 
     async def __call__(self, batch: Sequence[Rows]) -> Sequence[Rows]:
         self.running += 1
-        assert self.running == 1
+        self.most_running = max(self.most_running, self.running)
+        number = len(self.batches)
         try:
             self.batches.append([rows.tolist() for rows in batch])
-            await self._gate.acquire()
+            await (self.gates[number].wait() if number in self.gates else self._gate.acquire())
             if self.fails:
                 raise ValueError("the model is broken")
             return [rows * 2 for rows in batch]
@@ -46,7 +50,9 @@ class Model:
 def batcher(
     model_lane: Lane | None = None, *, max_batch_size: int = 4, max_latency_in_ms: int = 60_000
 ) -> Batcher:
-    return Batcher(model_lane or Lane(), max_batch_size=max_batch_size, max_latency_in_ms=max_latency_in_ms)
+    return Batcher(
+        model_lane or Lane(Cores(1)), max_batch_size=max_batch_size, max_latency_in_ms=max_latency_in_ms
+    )
 
 
 def rows(*values: float) -> Rows:
@@ -164,7 +170,7 @@ async def test_a_batch_that_fails_takes_only_itself_down() -> None:
 
 
 async def test_routes_share_the_model_and_the_one_that_waited_longest_goes_first() -> None:
-    lane, model = Lane(), Model()
+    lane, model = Lane(Cores(1)), Model()
     one, two = batcher(lane)(model), batcher(lane)(model)
     results = [asyncio.ensure_future(one(rows(0)))]
     await turns()
@@ -176,9 +182,79 @@ async def test_routes_share_the_model_and_the_one_that_waited_longest_goes_first
     assert model.batches == [[[0.0]], [[1.0], [3.0]], [[2.0]]]
 
 
+async def test_one_core_computes_one_batch_at_a_time() -> None:
+    model, submit = (model := Model()), batcher()(model)
+    results = [asyncio.ensure_future(submit(rows(n))) for n in range(20)]
+    for _ in range(10):
+        await turns()
+        model.finish_one()
+    await asyncio.gather(*results)
+    assert model.most_running == 1
+
+
+async def test_free_cores_share_what_waits() -> None:
+    model, submit = (model := Model()), batcher(Lane(Cores(3)), max_batch_size=32)(model)
+    large = asyncio.ensure_future(submit(rows(*range(10))))
+    await turns()
+    assert [sum(map(len, batch)) for batch in model.batches] == [4, 3, 3]
+    later = asyncio.ensure_future(submit(rows(100, 101)))
+    await turns()
+    assert len(model.batches) == 3
+    for _ in range(5):
+        model.finish_one()
+        await turns()
+    assert (await large).tolist() == [2.0 * n for n in range(10)]
+    assert (await later).tolist() == [200, 202]
+
+
+async def test_parts_that_come_back_in_another_order_are_joined_in_theirs() -> None:
+    model, submit = (model := Model()), batcher(Lane(Cores(2)))(model)
+    model.gates = {0: asyncio.Event(), 1: asyncio.Event()}
+    large = asyncio.ensure_future(submit(rows(1, 2, 3, 4)))
+    await turns()
+    model.gates[1].set()
+    await turns()
+    assert not large.done()
+    model.gates[0].set()
+    assert (await large).tolist() == [2, 4, 6, 8]
+
+
+async def test_a_part_that_fails_fails_its_request_and_no_other() -> None:
+    model, submit = (model := Model()), batcher(Lane(Cores(2)), max_batch_size=2)(model)
+    model.gates = {0: asyncio.Event(), 1: asyncio.Event()}
+    large = asyncio.ensure_future(submit(rows(1, 2, 3, 4)))
+    await turns()
+    model.fails = True
+    model.gates[0].set()
+    with pytest.raises(ValueError, match="broken"):
+        await large
+    model.fails = False
+    model.gates[1].set()
+    model.finish_one()
+    assert (await submit(rows(5))).tolist() == [10]
+
+
+async def test_cores_that_other_workers_use_are_left_to_them() -> None:
+    in_use = bytearray([0, 1])
+    model, submit = (model := Model()), batcher(Lane(Cores(2, in_use=in_use, worker=0)))(model)
+    results = [asyncio.ensure_future(submit(rows(n))) for n in range(3)]
+    await turns()
+    assert len(model.batches) == 1
+    assert in_use == bytes([1, 1])
+    in_use[1] = 0
+    model.finish_one()
+    await turns()
+    assert in_use == bytes([2, 0])
+    for _ in range(2):
+        model.finish_one()
+    await asyncio.gather(*results)
+    await turns()
+    assert in_use == bytes([0, 0])
+
+
 def test_bentoml_makes_its_application_with_our_batchers_only_meanwhile() -> None:
     stock = bentoml_app.CorkDispatcher
-    with eager_batching():
+    with eager_batching(Cores(1)):
         made = bentoml_app.CorkDispatcher(
             max_latency_in_ms=1, max_batch_size=2, fallback=None, get_batch_size=len, batch_dim=(0, 0)
         )
@@ -191,6 +267,6 @@ def test_a_bentoml_that_batches_otherwise_keeps_its_own_batcher_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock: object
 ) -> None:
     monkeypatch.setattr(bentoml_app, "CorkDispatcher", stock)
-    with caplog.at_level(logging.WARNING), eager_batching():
+    with caplog.at_level(logging.WARNING), eager_batching(Cores(1)):
         assert bentoml_app.CorkDispatcher is stock
     assert "its own batcher waits" in caplog.text

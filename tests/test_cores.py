@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder.cores import available_cores
+from embedder.cores import Cores, available_cores
 
 HOST_CORES = 64
 
@@ -154,3 +154,45 @@ def test_where_there_is_no_affinity_the_hosts_cores_count(
 def test_on_this_machine_there_is_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+# Sharing
+
+
+def test_a_worker_that_is_alone_has_all_cores() -> None:
+    cores = Cores(3)
+    assert cores.free() == 3
+    cores.take()
+    assert cores.free() == 2
+    cores.take()
+    cores.take()
+    assert cores.free() == 0
+    cores.give_back()
+    assert cores.free() == 1
+
+
+def test_one_core_is_always_a_workers_own(tmp_path: Path) -> None:
+    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (0, 1))
+    one.take()
+    one.take()
+    assert one.free() == 0
+    assert other.free() == 1
+    other.take()
+    assert other.free() == 0
+
+
+def test_workers_see_what_the_others_use(tmp_path: Path) -> None:
+    one, other = (Cores.shared(4, folder=tmp_path / "new", worker=worker) for worker in (0, 1))
+    one.take()
+    one.take()
+    assert other.free() == 2
+    one.give_back()
+    assert other.free() == 3
+
+
+def test_the_successor_of_a_worker_that_was_killed_starts_with_none(tmp_path: Path) -> None:
+    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (0, 511))
+    one.take()
+    assert other.free() == 1
+    Cores.shared(2, folder=tmp_path, worker=0)
+    assert other.free() == 2
