@@ -180,19 +180,21 @@ class Fetcher:
             raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        body = bytearray()
+        chunks: list[bytes] = []
+        length = 0
         is_image = False
         async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > self._max_bytes:
+            chunks.append(chunk)
+            length += len(chunk)
+            if length > self._max_bytes:
                 raise ImageTooLarge(limit_bytes=self._max_bytes)
-            if not is_image and len(body) >= HEAD_BYTES:
-                if sniff(bytes(body[:HEAD_BYTES])) is None:
+            if not is_image and length >= HEAD_BYTES:
+                if sniff(b"".join(chunks)[:HEAD_BYTES]) is None:
                     raise UnsupportedFormat
                 is_image = True
         if not is_image:
             raise UnsupportedFormat  # too short to be any image
-        return bytes(body)
+        return b"".join(chunks)
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """A socket for the address in `info`, if it may be dialled."""
