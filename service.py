@@ -47,8 +47,17 @@ except SettingError as error:
 # and fetching may take, plus the time that images in work take to pass through the network.
 REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
 
+# One image can't keep more than a few cores busy.
+THREADS_ALONE = max(settings.threads, min(available_cores(), 4))
+
 embedding_model = EmbeddingModel(settings.model)
-encoder = Encoder(threads=settings.threads)
+encoder = Encoder(threads=settings.threads, threads_alone=THREADS_ALONE)
+cores = Cores.shared(
+    max(1, available_cores() // settings.threads),
+    # BentoML's for its workers' metrics: they have it to themselves, and it is empty when they start.
+    folder=Path(BentoMLContainer.prometheus_multiproc_dir.get()),
+    worker=bentoml.server_context.worker_index,
+)
 drain = Drain()
 intake = Intake(
     Fetcher(
@@ -85,7 +94,7 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
         return openapi_document(base, title=self.name, version=__version__, settings=settings)
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        with eager_batching(_cores()):
+        with eager_batching(cores):
             app: Starlette = super().to_asgi(is_main)
         if BentoMLContainer.config.tracing.exporter_type.get() is None:  # spans that would go nowhere
             tracing: object = OpenTelemetryMiddleware  # a class, where starlette's types want a factory
@@ -93,15 +102,16 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
         return app
 
 
-def _cores() -> Cores:
-    """Those for a batch each. BentoML's metrics directory is its workers' own, and empty when they start."""
-    total = max(1, available_cores() // settings.threads)
-    worker = bentoml.server_context.worker_index  # from 1; None in a process that is no worker
-    if worker is None:
-        return Cores(total)
-    return Cores.shared(
-        total, folder=Path(BentoMLContainer.prometheus_multiproc_dir.get()), worker=worker - 1
-    )
+async def encode(pixels: Pixels) -> Embeddings:
+    """Off the event loop, on the core that its batch took; an image that is alone, on those beside it too."""
+    beside = THREADS_ALONE // settings.threads - 1
+    if len(pixels) > 1 or cores.free() < beside:
+        return await asyncio.to_thread(encoder.encode, pixels)
+    cores.take(beside)
+    try:
+        return await asyncio.to_thread(encoder.encode, pixels, alone=True)
+    finally:
+        cores.give_back(beside)
 
 
 def health() -> str:
@@ -153,7 +163,7 @@ class ImageEmbedder:
     )
     async def embed(self, pixels: Pixels) -> Embeddings:
         """The embedding of one image."""
-        return await asyncio.to_thread(encoder.encode, pixels)
+        return await encode(pixels)
 
     @bentoml.api(
         route="/embed_batch",
@@ -164,4 +174,4 @@ class ImageEmbedder:
     )
     async def embed_batch(self, pixels: Pixels) -> Embeddings:
         """The embeddings of many images, an embedding or null for each, in their order."""
-        return await asyncio.to_thread(encoder.encode, pixels)
+        return await encode(pixels)

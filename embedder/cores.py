@@ -51,27 +51,30 @@ class Cores:
         self._in_use[worker] = 0  # a worker that was killed has left its own
 
     @classmethod
-    def shared(cls, total: int, *, folder: Path, worker: int) -> Cores:
+    def shared(cls, total: int, *, folder: Path, worker: int | None) -> Cores:
         """Shared among the workers that have the same parent process, by a file in `folder`.
 
-        `worker` is this one's number, from 0, less than twice MAX_WORKERS.
+        `worker` is BentoML's number of this one, from 1; None in a process that is no worker.
         """
+        if worker is None:
+            return cls(total)
         folder.mkdir(parents=True, exist_ok=True)
+        places = 2 * MAX_WORKERS  # BentoML numbers the successor of a worker up to twice as high
         descriptor = os.open(folder / f"cores-in-use-{os.getppid()}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, 2 * MAX_WORKERS)  # BentoML numbers a successor up to twice as high
-            in_use = memoryview(mmap.mmap(descriptor, 2 * MAX_WORKERS))
+            os.ftruncate(descriptor, places)
+            in_use = memoryview(mmap.mmap(descriptor, places))
         finally:
             os.close(descriptor)
-        return cls(total, in_use=in_use, worker=worker)
+        return cls(total, in_use=in_use, worker=worker - 1)
 
     def free(self) -> int:
         """How many this worker may take now. One is always its own."""
         idle = self._total - sum(self._in_use)
         return max(idle, 0 if self._in_use[self._worker] else 1)
 
-    def take(self) -> None:
-        self._in_use[self._worker] += 1
+    def take(self, count: int = 1) -> None:
+        self._in_use[self._worker] += count
 
-    def give_back(self) -> None:
-        self._in_use[self._worker] -= 1
+    def give_back(self, count: int = 1) -> None:
+        self._in_use[self._worker] -= count

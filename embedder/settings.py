@@ -119,7 +119,7 @@ KNOBS: dict[str, Knob] = {
         "EMBEDDER_THREADS",
         "1",
         "a whole number, 1 to 256",
-        "threads of the network in each worker",
+        "threads of the network for a batch; an image that is alone gets up to 4 where cores are idle",
         _whole(1, 256),
     ),
     "port": Knob(

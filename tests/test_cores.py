@@ -172,7 +172,7 @@ def test_a_worker_that_is_alone_has_all_cores() -> None:
 
 
 def test_one_core_is_always_a_workers_own(tmp_path: Path) -> None:
-    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (0, 1))
+    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (1, 2))
     one.take()
     one.take()
     assert one.free() == 0
@@ -182,7 +182,7 @@ def test_one_core_is_always_a_workers_own(tmp_path: Path) -> None:
 
 
 def test_workers_see_what_the_others_use(tmp_path: Path) -> None:
-    one, other = (Cores.shared(4, folder=tmp_path / "new", worker=worker) for worker in (0, 1))
+    one, other = (Cores.shared(4, folder=tmp_path / "new", worker=worker) for worker in (1, 2))
     one.take()
     one.take()
     assert other.free() == 2
@@ -191,8 +191,14 @@ def test_workers_see_what_the_others_use(tmp_path: Path) -> None:
 
 
 def test_the_successor_of_a_worker_that_was_killed_starts_with_none(tmp_path: Path) -> None:
-    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (0, 511))
+    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (1, 512))
     one.take()
     assert other.free() == 1
-    Cores.shared(2, folder=tmp_path, worker=0)
+    Cores.shared(2, folder=tmp_path, worker=1)
     assert other.free() == 2
+
+
+def test_a_process_that_is_no_worker_shares_nothing(tmp_path: Path) -> None:
+    Cores.shared(2, folder=tmp_path, worker=None).take()
+    assert Cores.shared(2, folder=tmp_path, worker=None).free() == 2
+    assert not list(tmp_path.iterdir())
