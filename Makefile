@@ -13,7 +13,7 @@ BIN := .venv/bin
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bento lock
+.PHONY: help setup serve test lint format bento lock bench
 
 help:
 	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bento   build the Bento and say its tag (WEIGHTS=, PRECISION=)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format"
+	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
 	@echo "make lock    pin what serves again, into requirements.lock"
 
 # A few milliseconds when there is nothing to do.
@@ -46,6 +47,10 @@ format: setup
 bento: setup
 	@$(BIN)/python scripts/save_model.py --weights '$(WEIGHTS)' --precision '$(PRECISION)' --if-missing
 	@$(BIN)/bentoml build
+
+bench: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick)
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \

@@ -1,0 +1,89 @@
+"""The most that could be had: the service's own decode and encode in a bare loop, without HTTP.
+
+python -m benchmarks.ceiling MODEL.onnx PHOTOS --processes 2 --batch 8 --seconds 5
+python -m benchmarks.ceiling MODEL.onnx PHOTOS --alone
+
+Prints images/s; with --alone the median milliseconds of one image after the other, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+
+from embedder.decode import decode
+from embedder.encoder import Encoder
+
+MAX_PIXELS = 50_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photos", type=Path, help="a folder of .jpg files")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of the network, in each process")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--alone", action="store_true")
+    options = parser.parse_args()
+    if options.alone:
+        print(alone_ms(options.model, options.photos, options.threads, options.seconds))
+    else:
+        print(rate(options))
+
+
+def rate(options: argparse.Namespace) -> float:
+    """Images per second of all processes together."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(options.processes)
+    with context.Pool(options.processes, _keep, (barrier,)) as pool:
+        work = (options.model, options.photos, options.threads, options.batch, options.seconds)
+        return sum(pool.starmap(_loop, [work] * options.processes, chunksize=1))
+
+
+def alone_ms(model: Path, photos: Path, threads: int, seconds: float) -> float:
+    """The median time of one image, decoded and encoded."""
+    encoder, files = _prepare(model, photos, threads)
+    times_ms: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < deadline:
+        encoder.encode(decode(files[len(times_ms) % len(files)], max_pixels=MAX_PIXELS)[np.newaxis])
+        times_ms.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times_ms)
+
+
+_barrier: Barrier
+
+
+def _keep(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _loop(model: Path, photos: Path, threads: int, batch: int, seconds: float) -> float:
+    encoder, files = _prepare(model, photos, threads)
+    _barrier.wait()  # until the other processes have read the model too
+    count = 0
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        chosen = [files[(count + index) % len(files)] for index in range(batch)]
+        encoder.encode(np.stack([decode(file, max_pixels=MAX_PIXELS) for file in chosen]))
+        count += batch
+    return count / (time.perf_counter() - start)
+
+
+def _prepare(model: Path, photos: Path, threads: int) -> tuple[Encoder, list[bytes]]:
+    encoder = Encoder(threads=threads, threads_alone=threads)
+    encoder.load(model)
+    return encoder, [file.read_bytes() for file in sorted(photos.glob("*.jpg"))]
+
+
+if __name__ == "__main__":
+    main()

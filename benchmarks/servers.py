@@ -1,0 +1,221 @@
+"""The sides: how each is started, and what is posted to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import requests
+from numpy.typing import NDArray
+
+from benchmarks.load import Target
+from benchmarks.processes import Processes, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to serve embeddings. In `command`, {port} stands for the port."""
+
+    name: str
+    label: str
+    package: str
+    """Without this package it can't run."""
+    command: tuple[str, ...]
+    ready: str = "/health"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Beside what all sides get; {port} and {ports}, those of the origin, are filled in."""
+    in_list: bool = False
+    """Its request is {"urls": [one]} and its answer [[...]], not {"url": ...} and {"embedding": [...]}."""
+
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.package) is not None
+
+
+def _ours(precision: str) -> Side:
+    return Side(
+        precision,
+        f"this service, {precision}",
+        "bentoml",
+        ("-m", "bentoml", "serve", "."),
+        ready="/readyz",
+        environ={
+            "EMBEDDER_PORT": "{port}",
+            "EMBEDDER_PRECISION": precision,
+            "EMBEDDER_CACHE_ENTRIES": "0",
+            "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "EMBEDDER_ALLOWED_PORTS": "{ports}",
+        },
+    )
+
+
+SIDES = (
+    _ours("fp32"),
+    _ours("int8"),
+    Side(
+        "replaced",
+        "the replaced service",
+        "fastapi",
+        (
+            *("-m", "uvicorn", "benchmarks.sides.replaced:app", "--host", "127.0.0.1"),
+            *("--port", "{port}", "--workers", "{workers}"),
+        ),
+    ),
+    Side(
+        "bentoml",
+        "plain BentoML",
+        "bentoml",
+        (
+            *("-m", "bentoml", "serve", "benchmarks.sides.plain_bentoml:PlainEmbedder"),
+            *("--host", "127.0.0.1", "--port", "{port}"),
+        ),
+        ready="/readyz",
+        in_list=True,
+    ),
+    Side(
+        "litserve",
+        "LitServe",
+        "litserve",
+        ("-m", "benchmarks.sides.litserve_api", "--port", "{port}"),
+    ),
+    Side(
+        "mosec",
+        "mosec",
+        "mosec",
+        (
+            *("-m", "benchmarks.sides.mosec_server", "--address", "127.0.0.1"),
+            *("--port", "{port}", "--timeout", "60000"),
+        ),
+        ready="/metrics",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all sides have in common in a run."""
+
+    weights: Path
+    store: Path
+    """The BENTOML_HOME with the model that was made from `weights`."""
+    folder: Path
+    """For logs."""
+    workers: int
+    origin_ports: tuple[int, ...]
+
+
+class Server:
+    """`side`, while the `with` block runs."""
+
+    def __init__(self, side: Side, setting: Setting) -> None:
+        self.side = side
+        self._setting = setting
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.log = setting.folder / f"{side.name}.log"
+
+    def __enter__(self) -> Server:
+        names = {
+            "port": str(self._port),
+            "ports": ",".join(map(str, self._setting.origin_ports)),
+            "workers": str(self._setting.workers),
+        }
+        start_s = time.perf_counter()
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *(part.format(**names) for part in self.side.command)],
+                cwd=ROOT,
+                env=self._environ(names),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes = Processes(process)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.processes.stop()
+            raise
+        self.start_s = time.perf_counter() - start_s
+        """From the start of the process until it was ready."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.processes.stop()
+
+    def target(self, prefix: str, files: int, *, pace_ms: float = 0) -> Target:
+        """Single images for wrk to post."""
+        return Target(f"{self.url}/embed", prefix, files, urls=int(self.side.in_list), pace_ms=pace_ms)
+
+    def embed(self, url: str) -> NDArray[np.float32]:
+        """The vector of one image. Raises requests' exceptions when the answer is not 200."""
+        body = {"urls": [url]} if self.side.in_list else {"url": url}
+        response = requests.post(f"{self.url}/embed", json=body, timeout=60)
+        response.raise_for_status()
+        answer = response.json()
+        return np.array(answer[0] if self.side.in_list else answer["embedding"], dtype=np.float32)
+
+    def embed_batch(self, urls: list[str]) -> int:
+        """How many vectors came back. Raises requests' exceptions when the answer is not 200 or not whole."""
+        response = requests.post(f"{self.url}/embed_batch", json={"urls": urls}, timeout=120)
+        response.raise_for_status()
+        answer = response.json()
+        if answer["errors"]:
+            raise requests.RequestException(f"a batch has errors: {answer['errors'][0]}")
+        return len(answer["embeddings"])
+
+    def wait_for_an_answer(self, url: str) -> None:
+        """Not every side says truly when it is ready."""
+        deadline = time.perf_counter() + START_TIMEOUT_S
+        while True:
+            try:
+                self.embed(url)
+                return
+            except requests.RequestException:
+                if time.perf_counter() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _environ(self, names: Mapping[str, str]) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("EMBEDDER_", "BENTOML_", "BENCH_"))
+        }
+        return {
+            **kept,
+            "PYTHONPATH": str(ROOT),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOST": "127.0.0.1",
+            "BENTOML_HOME": str(self._setting.store),
+            "BENCH_WEIGHTS": str(self._setting.weights),
+            "BENCH_WORKERS": str(self._setting.workers),
+            "BENCH_TORCH_THREADS": "1",
+            **{name: value.format(**names) for name, value in self.side.environ.items()},
+        }
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.perf_counter() + START_TIMEOUT_S
+        while time.perf_counter() < deadline:
+            if self.processes.process.poll() is not None:
+                break
+            try:
+                if requests.get(self.url + self.side.ready, timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.side.label} did not start: see {self.log}")
