@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 import bentoml
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp
 
 from embedder import __version__
 from embedder.addresses import AddressPolicy
+from embedder.api_keys import APIKeys
 from embedder.batching import eager_batching
 from embedder.cache import EmbeddingCache
 from embedder.cores import Cores, available_cores
@@ -29,10 +32,12 @@ from embedder.drain import Drain
 from embedder.encoder import Embeddings, Encoder, Pixels
 from embedder.fetch import Fetcher
 from embedder.intake import Intake
+from embedder.memory import DecodingMemory, HeldBytes
 from embedder.settings import SettingError, Settings
 from embedder.stored_model import EmbeddingModel
 from embedder.urls import URLPolicy
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.wire.door import Door
 from embedder.wire.openapi import OpenAPIDocument, openapi_document
 from embedder.wire.pages import describe, pages
 from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
@@ -59,6 +64,7 @@ cores = Cores.shared(
     worker=bentoml.server_context.worker_index,
 )
 drain = Drain()
+held_bytes = HeldBytes(settings.max_in_flight_bytes)
 intake = Intake(
     Fetcher(
         URLPolicy(
@@ -69,15 +75,19 @@ intake = Intake(
         max_bytes=settings.max_image_bytes,
         timeout_s=settings.fetch_timeout_s,
         max_redirects=settings.max_redirects,
+        max_connections=settings.max_in_flight_images,
     ),
     cache=EmbeddingCache(settings.cache_entries),
+    held_bytes=held_bytes,
+    decoding_memory=DecodingMemory(settings.max_decoding_bytes),
     max_in_flight_images=settings.max_in_flight_images,
     max_image_bytes=settings.max_image_bytes,
     max_image_pixels=settings.max_image_pixels,
-    decode_threads=2,
+    decode_threads=max(4, available_cores()),
 )
 wiring = Wiring(
     intake=intake,
+    held_bytes=held_bytes,
     max_body_bytes=settings.max_body_bytes,
     max_urls=settings.max_urls,
     model_tag=lambda: str(embedding_model.resolve().tag),
@@ -99,19 +109,33 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
         if BentoMLContainer.config.tracing.exporter_type.get() is None:  # spans that would go nowhere
             tracing: object = OpenTelemetryMiddleware  # a class, where starlette's types want a factory
             app.user_middleware = [m for m in app.user_middleware if m.cls is not tracing]
-        return app
+        return Door(
+            app,
+            keys=APIKeys(settings.api_keys),
+            open_routes=settings.open_routes,
+            answers_preflight=bool(BentoMLContainer.http.cors.enabled.get()),
+        )
 
 
 async def encode(pixels: Pixels) -> Embeddings:
     """Off the event loop, on the core that its batch took; an image that is alone, on those beside it too."""
     beside = THREADS_ALONE // settings.threads - 1
-    if len(pixels) > 1 or cores.free() < beside:
+    # Alone means that nothing is fetched or decoded either: threads that wait for each other at every layer
+    # lose more than they win where others want the cores.
+    if intake.in_flight_images > 1 or cores.free() < beside:
         return await asyncio.to_thread(encoder.encode, pixels)
     cores.take(beside)
     try:
         return await asyncio.to_thread(encoder.encode, pixels, alone=True)
     finally:
         cores.give_back(beside)
+
+
+def raise_descriptor_limit() -> None:
+    """To what the system grants: shells often start with 1024, and each client and download takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says "unlimited" and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def health() -> str:
@@ -144,6 +168,7 @@ class ImageEmbedder:
 
     @bentoml.on_startup
     async def start(self) -> None:
+        raise_descriptor_limit()
         await intake.start()
         drain.install()
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from _bentoml_impl.server import app as bentoml_app
+from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
 
 from embedder.cores import Cores
@@ -133,7 +134,9 @@ class Batcher:
                 self._queue.popleft()
             elif asyncio.get_running_loop().time() - job.enqueued_s > self._max_latency_s:
                 self._queue.popleft()
-                job.result.set_exception(TimeoutError(f"waited {self._max_latency_s:g} s for the model"))
+                job.result.set_exception(
+                    ServiceUnavailable(f"waited {self._max_latency_s:g} s for the model")
+                )
             else:
                 return job.enqueued_s
         return None

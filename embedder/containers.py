@@ -36,10 +36,18 @@ JPEG_SAMPLES = 20  # samples, counted once per scan; progressive encoders write 
 WEBP_PIXELS = 1.3  # pixels, plus WEBP_PIXELS_PER_BYTE for each coded byte
 WEBP_PIXELS_PER_BYTE = 5
 
+# Memory for each pixel while it is decoded: what Pillow and its libraries were seen to take.
+PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 15, 8
+# A progressive JPEG holds two bytes for each of its samples until the last scan; another is scaled down row
+# by row, unless it is narrow.
+JPEG_MEMORY, NARROW_JPEG_MEMORY = 1, 4
+NARROW_PIXELS = 1024
+
 # A marker with a segment behind it: not a stuffed zero, TEM, a restart or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
-_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_PROGRESSIVE = 0xC2
+_SOF = (0xC0, 0xC1, _PROGRESSIVE)  # baseline, extended
 _SOF_UNUSUAL = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _DHT, _DQT, _DRI = 0xC4, 0xDB, 0xDD
 _JPEG_KEPT = (*_SOF, _DHT, _DQT, _DRI, _SOS)
@@ -67,6 +75,14 @@ class Picture:
     """EXIF's, 1 where there is none; of the others, only 2 to 8 mean anything."""
     data: bytes
     """A file of that format with this picture and nothing else."""
+    width: int
+    height: int
+    decoding_bytes: int
+    """The memory that decoding it takes, about."""
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
 
 
 def sniff(head: bytes) -> str | None:
@@ -99,7 +115,7 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
-    pixels = scans = samples = 0
+    width = height = pixels = scans = samples = memory = 0
     orientation: int | None = None
     kept = [b"\xff\xd8"]
     position = 2
@@ -121,6 +137,9 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
                 raise BadImage("the JPEG has two frame headers")
             height, width = struct.unpack_from(">xHH", body)
             pixels = _checked_pixels(width, height, max_pixels)
+            memory = NARROW_JPEG_MEMORY if min(width, height) < NARROW_PIXELS else JPEG_MEMORY
+            if marker == _PROGRESSIVE:
+                memory += 2 * body[5]  # components
         elif marker == _SOS:
             if not pixels:
                 raise BadImage("the JPEG has a scan before its frame header")
@@ -143,7 +162,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
     if not scans:
         raise BadImage("the JPEG has no picture in it")
     kept.append(b"\xff\xd9")
-    return Picture("JPEG", orientation or 1, b"".join(kept))
+    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * pixels)
 
 
 def _png(data: bytes, max_pixels: int) -> Picture:
@@ -183,7 +202,8 @@ def _png(data: bytes, max_pixels: int) -> Picture:
     if b"tRNS" in tables:
         tables[b"tRNS"] = _png_transparency(tables[b"tRNS"], colour, depth)
     chunks = [*tables.items(), (b"IDAT", b"".join(coded)), (b"IEND", b"")]
-    return Picture("PNG", orientation, _PNG_SIGNATURE + _png_chunks(chunks))
+    file = _PNG_SIGNATURE + _png_chunks(chunks)
+    return Picture("PNG", orientation, file, width, height, PNG_MEMORY * pixels)
 
 
 def _png_transparency(body: bytes, colour: int, depth: int) -> bytes:
@@ -246,7 +266,8 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
     coded = b"WEBP" + b"".join(kept)
     work = pixels + WEBP_PIXELS_PER_BYTE * len(coded)
     _check_work("WEBP", work, WEBP_PIXELS, "pixels and coded bytes", max_pixels)
-    return Picture("WEBP", orientation, struct.pack("<4sI", b"RIFF", len(coded)) + coded)
+    file = struct.pack("<4sI", b"RIFF", len(coded)) + coded
+    return Picture("WEBP", orientation, file, width, height, WEBP_MEMORY * pixels)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -298,7 +319,8 @@ def _gif(data: bytes, max_pixels: int) -> Picture:
         raise BadImage(f"the GIF has {MAX_ANIMATION_PARTS} blocks or more")
     if not frame:
         raise BadImage("the GIF has no picture in it")
-    return Picture("GIF", 1, head + control + frame + bytes([_GIF_TRAILER]))
+    file = head + control + frame + bytes([_GIF_TRAILER])
+    return Picture("GIF", 1, file, width, height, GIF_MEMORY * width * height)
 
 
 def _gif_palette_bytes(flags: int) -> int:

@@ -62,7 +62,7 @@ class Cores:
         places = 2 * MAX_WORKERS  # BentoML numbers the successor of a worker up to twice as high
         descriptor = os.open(folder / f"cores-in-use-{os.getppid()}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, places)
+            os.posix_fallocate(descriptor, 0, places)  # not sparse: a full disk must not kill later
             in_use = memoryview(mmap.mmap(descriptor, places))
         finally:
             os.close(descriptor)

@@ -28,7 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from embedder.containers import HEAD_BYTES, Picture, first_picture, sniff
 from embedder.errors import BadImage
 
-__all__ = ["CROP", "HEAD_BYTES", "RESIZE", "decode", "sniff"]
+__all__ = ["CROP", "HEAD_BYTES", "RESIZE", "Picture", "decode", "decode_picture", "first_picture", "sniff"]
 
 RESIZE = 256
 """The short side of the picture, in pixels, before the crop."""
@@ -82,7 +82,11 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises UnsupportedFormat, TooManyPixels (width times height over `max_pixels`) and BadImage.
     """
-    picture = first_picture(data, max_pixels=max_pixels)
+    return decode_picture(first_picture(data, max_pixels=max_pixels))
+
+
+def decode_picture(picture: Picture) -> NDArray[np.uint8]:
+    """`decode` of what `first_picture` found. Takes about `picture.decoding_bytes` of memory meanwhile."""
     try:
         return _pixels(picture)
     except _PILLOW_RAISES as exc:

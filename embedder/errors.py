@@ -3,6 +3,9 @@
 EmbedderError
 ├── RequestError           the client's: another request would work
 │   ├── InvalidRequest         400  invalid_request
+│   ├── Unauthorized           401  unauthorized
+│   ├── NotFound               404  not_found
+│   ├── MethodNotAllowed       405  method_not_allowed
 │   ├── BodyTooLarge           413  body_too_large
 │   ├── UnsupportedMediaType   415  unsupported_media_type
 │   ├── URLNotAllowed          422  url_not_allowed
@@ -24,6 +27,7 @@ The sentence names limits and actual values; it never names an address that a na
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -49,6 +53,38 @@ class InvalidRequest(RequestError):
     code = "invalid_request"
     status = 400
     summary = "the body is not what the route takes"
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+    status = 401
+    summary = "the request carries no key that is accepted"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request carries no key that is accepted: send 'Authorization: Bearer KEY' or "
+            "'X-API-Key: KEY'"
+        )
+
+
+class NotFound(RequestError):
+    code = "not_found"
+    status = 404
+    summary = "there is no such route"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such route; /docs shows those that there are")
+
+
+class MethodNotAllowed(RequestError):
+    code = "method_not_allowed"
+    status = 405
+    summary = "the route takes another method"
+
+    def __init__(self, *, method: str, allowed: Sequence[str]) -> None:
+        self.method = method
+        self.allowed = tuple(allowed)
+        super().__init__(f"the route does not take {method!r}; it takes {' and '.join(allowed)}")
 
 
 class BodyTooLarge(RequestError):

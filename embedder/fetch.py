@@ -32,14 +32,13 @@ from embedder.errors import (
     UnsupportedFormat,
     URLNotAllowed,
 )
+from embedder.memory import Hold
 from embedder.urls import URLPolicy
 
 # For one round of dialling all of a name's addresses, and the TLS handshake. Two seconds reach any origin
 # that is up; a black hole then costs no more, where it would cost the whole deadline.
 CONNECT_TIMEOUT_S = 2.0
-# In one worker. Images mostly come from one CDN, so one host may have a good part of all connections;
-# a host that hangs can hold no more than that part.
-MAX_CONNECTIONS = 256
+# In one worker. Images mostly come from one CDN; a host that hangs can hold no more than these.
 MAX_CONNECTIONS_PER_HOST = 64
 # A name with hundreds of addresses would otherwise be dialled for the whole deadline.
 MAX_ADDRESSES_PER_NAME = 8
@@ -77,6 +76,7 @@ class Fetcher:
         max_bytes: int,
         timeout_s: float,
         max_redirects: int,
+        max_connections: int = 256,
         resolver: Callable[[], AbstractResolver] = aiohttp.AsyncResolver,
         open_socket: OpenSocket = socket.socket,
     ) -> None:
@@ -84,6 +84,7 @@ class Fetcher:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._max_redirects = max_redirects
+        self._max_connections = max_connections
         self._make_resolver = resolver
         self._new_socket = open_socket
         self._resolver: _GuardedResolver
@@ -94,7 +95,7 @@ class Fetcher:
         connector = aiohttp.TCPConnector(
             resolver=self._resolver,
             socket_factory=self._open_socket,
-            limit=MAX_CONNECTIONS,
+            limit=self._max_connections,
             limit_per_host=MAX_CONNECTIONS_PER_HOST,
             # Also how many addresses aiohttp gives up after a round over all of them has failed: with fewer,
             # it would dial the others again.
@@ -114,18 +115,18 @@ class Fetcher:
         await self._session.close()
         await self._resolver.close()
 
-    async def fetch(self, text: str) -> bytes:
-        """The body behind the URL `text`: at most `max_bytes`, beginning like an image.
+    async def fetch(self, text: str, hold: Hold | None = None) -> bytes:
+        """The body behind the URL `text`: at most `max_bytes`, beginning like an image, counted in `hold`.
 
-        Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Draining after
-        `close`.
+        Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Overloaded when
+        `hold` has no room for it; Draining after `close`.
         Waiting for a connection counts as part of `timeout_s`; so do all redirects.
         """
         url = self._urls.admit(text)
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
             for _ in range(self._max_redirects + 1):
-                answer = await self._get(url, deadline)
+                answer = await self._get(url, deadline, hold)
                 if isinstance(answer, bytes):
                     return answer
                 url = answer
@@ -134,7 +135,7 @@ class Fetcher:
             raise self._translated(exc) from exc
         raise FetchFailed(f"the image's server redirects more than {self._max_redirects} times")
 
-    async def _get(self, url: URL, deadline: float) -> bytes | URL:
+    async def _get(self, url: URL, deadline: float, hold: Hold | None) -> bytes | URL:
         """The image at `url`, or where it redirects to."""
         if self._session.closed:
             raise Draining
@@ -151,7 +152,7 @@ class Fetcher:
                 if response.status in _REDIRECTS:
                     return self._redirect_target(url, response)
                 self._check_head(response)
-                return await self._read(response)
+                return await self._read(response, hold)
             finally:
                 # Returns a connection whose answer was read to its end to the pool, and cuts any other:
                 # the rest of an unwanted answer is not worth downloading.
@@ -179,7 +180,7 @@ class Fetcher:
         if response.content_length is not None and response.content_length > self._max_bytes:
             raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, hold: Hold | None) -> bytes:
         chunks: list[bytes] = []
         length = 0
         is_image = False
@@ -188,6 +189,8 @@ class Fetcher:
             length += len(chunk)
             if length > self._max_bytes:
                 raise ImageTooLarge(limit_bytes=self._max_bytes)
+            if hold is not None:
+                hold.add(len(chunk))
             if not is_image and length >= HEAD_BYTES:
                 if sniff(b"".join(chunks)[:HEAD_BYTES]) is None:
                     raise UnsupportedFormat

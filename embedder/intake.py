@@ -1,8 +1,8 @@
 """Sources → images or failures, in order, within the budget.
 
-    source ──► a place in work ──► fetch ──► known? ──► decode ──► Image, or its embedding if it is known
-                    │                │                    │
-                Overloaded       OriginError         RequestError      (values, one a source, not exceptions)
+    source ─► a place in work ─► fetch ─► known? ─► room in memory ─► decode ─► Image, or its embedding
+                   │               │                      │             │
+              Overloaded      OriginError            Overloaded    RequestError   (values, one a source)
 
 A source is an http(s) URL, or a `data:` URL that carries the image itself. Here is where everything waits
 and where everything fails, so that nothing does once images share a batch.
@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from embedder import metrics
 from embedder.cache import Embedding, EmbeddingCache
 from embedder.data_url import is_data_url, read_data_url
-from embedder.decode import decode
-from embedder.errors import EmbedderError, InternalError, Overloaded
+from embedder.decode import Picture, decode_picture, first_picture
+from embedder.errors import EmbedderError, InternalError, Overloaded, TooManyPixels
 from embedder.fetch import Fetcher
+from embedder.memory import DecodingMemory, HeldBytes, Hold
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,14 @@ class Image:
 
 Outcome: TypeAlias = Image | Embedding | EmbedderError
 """What became of one source: an image, its embedding where that is known, or why there is neither."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Postponed:
+    """A picture that there is no room in memory to decode now."""
+
+    picture: Picture
+    key: bytes | None
 
 
 @dataclass(eq=False)
@@ -62,6 +72,8 @@ class Intake:
         fetcher: Fetcher,
         *,
         cache: EmbeddingCache,
+        held_bytes: HeldBytes,
+        decoding_memory: DecodingMemory,
         max_in_flight_images: int,
         max_image_bytes: int,
         max_image_pixels: int,
@@ -69,11 +81,14 @@ class Intake:
     ) -> None:
         self._fetcher = fetcher
         self._cache = cache
+        self._held_bytes = held_bytes
+        self._decoding_memory = decoding_memory
         self._max_in_flight_images = max_in_flight_images
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._in_flight_images = 0
+        self.in_flight_images = 0
+        """From their admission until their answer is written."""
         self._flights: dict[str, _Flight] = {}
 
     async def start(self) -> None:
@@ -100,7 +115,7 @@ class Intake:
         self._cache.put(image.key, embedding)
 
     def _take_places(self, count: int) -> None:
-        taken = self._in_flight_images
+        taken = self.in_flight_images
         if taken + count > self._max_in_flight_images:
             raise Overloaded(
                 f"{taken} images are in work and the limit is {self._max_in_flight_images}: "
@@ -108,11 +123,11 @@ class Intake:
             )
         task = asyncio.current_task()
         assert task is not None, "admit runs in a task"  # noqa: S101 - a coroutine always does
-        self._in_flight_images += count
+        self.in_flight_images += count
         task.add_done_callback(lambda _: self._give_places_back(count))
 
     def _give_places_back(self, count: int) -> None:
-        self._in_flight_images -= count
+        self.in_flight_images -= count
 
     async def _outcome(self, source: str) -> Outcome:
         if is_data_url(source):
@@ -144,29 +159,42 @@ class Intake:
         if self._flights.get(url) is flight:
             del self._flights[url]
 
-    async def _as_value(self, work: Callable[[str], Awaitable[Outcome]], source: str) -> Outcome:
+    async def _as_value(self, work: Callable[[str, Hold], Awaitable[Outcome]], source: str) -> Outcome:
         try:
-            return await work(source)
+            with self._held_bytes.hold() as hold:
+                return await work(source, hold)
         except EmbedderError as error:
             return error
         except Exception:  # a bug that one image met: its neighbours must not pay for it
             logger.exception("an image failed in a way that was not foreseen")
             return InternalError()
 
-    async def _of_url(self, url: str) -> Outcome:
-        return await self._in_decoder(self._known_or_decoded, await self._fetcher.fetch(url))
+    async def _of_url(self, url: str, hold: Hold) -> Outcome:
+        return await self._of_bytes(self._known_or_decoded, await self._fetcher.fetch(url, hold))
 
-    async def _of_data_url(self, url: str) -> Outcome:
-        return await self._in_decoder(self._read_and_decoded, url)
+    async def _of_data_url(self, url: str, hold: Hold) -> Outcome:
+        hold.add(len(url))
+        return await self._of_bytes(self._read_and_decoded, url)
 
-    async def _in_decoder(self, work: Callable[[T], Outcome], argument: T) -> Outcome:
+    async def _of_bytes(self, work: Callable[[T], Outcome | _Postponed], argument: T) -> Outcome:
+        outcome = await self._in_decoder(work, argument)
+        if not isinstance(outcome, _Postponed):
+            return outcome
+        size = outcome.picture.decoding_bytes
+        await self._decoding_memory.take(size)
+        decoding = self._decoders.submit(decode_picture, outcome.picture)
+        # Not when the request is given up: a thread can't be.
+        decoding.add_done_callback(lambda _: self._decoding_memory.give_back(size))
+        return Image(await asyncio.wrap_future(decoding), outcome.key)
+
+    async def _in_decoder(self, work: Callable[[T], U], argument: T) -> U:
         """The one crossing from the event loop to the decoding threads."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, argument)
 
-    def _read_and_decoded(self, url: str) -> Outcome:
+    def _read_and_decoded(self, url: str) -> Outcome | _Postponed:
         return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes))
 
-    def _known_or_decoded(self, data: bytes) -> Outcome:
+    def _known_or_decoded(self, data: bytes) -> Outcome | _Postponed:
         key = self._cache.key(data)
         known = self._cache.get(key)
         if known is not None:
@@ -174,4 +202,17 @@ class Intake:
             return known
         if key is not None:
             metrics.cache_misses.inc()
-        return Image(decode(data, max_pixels=self._max_image_pixels), key)
+        picture = first_picture(data, max_pixels=self._max_image_pixels)
+        self._check_memory(picture)
+        if not self._decoding_memory.try_take(picture.decoding_bytes):
+            return _Postponed(picture, key)
+        try:
+            return Image(decode_picture(picture), key)
+        finally:
+            self._decoding_memory.give_back(picture.decoding_bytes)
+
+    def _check_memory(self, picture: Picture) -> None:
+        limit_bytes = self._decoding_memory.limit_bytes
+        if picture.decoding_bytes > limit_bytes:
+            limit_pixels = picture.pixels * limit_bytes // picture.decoding_bytes
+            raise TooManyPixels(width=picture.width, height=picture.height, limit_pixels=limit_pixels)

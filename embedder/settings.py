@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
 
 from embedder.addresses import Network
 from embedder.cores import MAX_WORKERS, available_cores
+from embedder.memory import available_memory_bytes
+
+# Of one worker, with the network loaded and images going through it.
+WORKER_BYTES = 400_000_000
 
 
 class SettingError(ValueError):
@@ -67,6 +71,11 @@ def _matching(pattern: str) -> Callable[[str], str]:
     return parse
 
 
+def _whole_or_auto(minimum: int, maximum: int) -> Callable[[str], int | None]:
+    whole = _whole(minimum, maximum)
+    return lambda text: None if text == "auto" else whole(text)
+
+
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
@@ -91,6 +100,19 @@ def _networks(text: str) -> tuple[Network, ...]:
     if "%" in text:  # a zone, which ip_network would drop
         raise ValueError(text)
     return tuple(ip_network(item) for item in _items(text))
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    key = _matching(r"[!-+\--~]{16,256}")  # printable ASCII without blanks and commas
+    keys = tuple(key(item) for item in _items(text))
+    if text and not keys:  # "$KEY" that is unset, among commas, must not mean no key
+        raise ValueError(text)
+    return keys
+
+
+def _open_routes(text: str) -> frozenset[str]:
+    route = _matching("docs|info|metrics")
+    return frozenset(route(item) for item in _items(text))
 
 
 KNOBS: dict[str, Knob] = {
@@ -166,10 +188,24 @@ KNOBS: dict[str, Knob] = {
     ),
     "max_in_flight_images": Knob(
         "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
-        "512",
+        "256",
         "a whole number, 1 to 100000",
         "images in work in one worker; one more is answered 429",
         _whole(1, 100_000),
+    ),
+    "max_in_flight_bytes": Knob(
+        "EMBEDDER_MAX_IN_FLIGHT_BYTES",
+        "auto",
+        "auto, or a whole number of bytes, 1000000 to 1000000000000",
+        "bytes of bodies and downloads in one worker; more are answered 429; auto: by the memory there is",
+        _whole_or_auto(1_000_000, 1_000_000_000_000),
+    ),
+    "max_decoding_bytes": Knob(
+        "EMBEDDER_MAX_DECODING_BYTES",
+        "auto",
+        "auto, or a whole number of bytes, 1000000 to 1000000000000",
+        "memory that decoding may take in one worker; images wait for it; auto: by the memory there is",
+        _whole_or_auto(1_000_000, 1_000_000_000_000),
     ),
     "fetch_timeout_s": Knob(
         "EMBEDDER_FETCH_TIMEOUT_S",
@@ -209,10 +245,17 @@ KNOBS: dict[str, Knob] = {
     "api_keys": Knob(
         "EMBEDDER_API_KEYS",
         "",
-        "nothing: this version is open to whoever can reach its port",
-        "keys that clients must send",
-        _matching(""),
+        "keys of 16 to 256 ASCII characters, without blanks, separated by commas",
+        "keys, any of which a client must send; several at once, to replace one; empty: open to all",
+        _keys,
         secret=True,
+    ),
+    "open_routes": Knob(
+        "EMBEDDER_OPEN_ROUTES",
+        "",
+        "any of docs, info and metrics, separated by commas",
+        "what needs no key beside the health routes, where keys are set: any of docs, info and metrics",
+        _open_routes,
     ),
     "allowed_networks": Knob(
         "EMBEDDER_ALLOWED_NETWORKS",
@@ -239,12 +282,15 @@ class Settings:
     max_image_bytes: int
     max_image_pixels: int
     max_in_flight_images: int
+    max_in_flight_bytes: int
+    max_decoding_bytes: int
     fetch_timeout_s: float
     max_redirects: int
     allowed_hosts: tuple[str, ...]
     allowed_ports: frozenset[int]
     cache_entries: int
-    api_keys: str
+    api_keys: tuple[str, ...] = field(repr=False)
+    open_routes: frozenset[str]
     allowed_networks: tuple[Network, ...]
 
     @classmethod
@@ -259,7 +305,10 @@ class Settings:
             meant = _meant(variable, known) if variable.startswith("EMBEDDER_") else None
             if meant:
                 raise SettingError(variable, "...", f"no value, as it is no setting; did you mean {meant}?")
-        settings = cls(**{field: _read(knob, environ) for field, knob in KNOBS.items()})
+        values = {name: _read(knob, environ) for name, knob in KNOBS.items()}
+        automatic = _automatic_bytes(available_memory_bytes(), workers=values["workers"])
+        values.update((name, automatic[name]) for name, value in values.items() if value is None)
+        settings = cls(**values)
         if settings.max_urls > settings.max_in_flight_images:
             raise SettingError(
                 "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
@@ -267,6 +316,15 @@ class Settings:
                 f"at least as many as EMBEDDER_MAX_URLS, which is {settings.max_urls}",
             )
         return settings
+
+
+def _automatic_bytes(memory_bytes: int, *, workers: int) -> dict[str, int]:
+    """Limits for one of `workers`, so that all stay within four fifths of the memory where that can be."""
+    share = int(0.8 * memory_bytes / workers) - WORKER_BYTES
+    return {
+        "max_in_flight_bytes": min(max(share // 4, 64_000_000), 1_000_000_000),
+        "max_decoding_bytes": min(max(share // 2, 128_000_000), 2_000_000_000),
+    }
 
 
 def _read(knob: Knob, environ: Mapping[str, str]) -> Any:  # Any: as Knob.parse

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,11 +37,13 @@ class Server:
         target: str = ".",
         bentoml: Path = BENTOML,
         cwd: Path = ROOT,
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`prefix` is a command that runs the server's, under other limits say."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        self._command = [str(bentoml), "serve", target]
+        self._command = [*prefix, str(bentoml), "serve", target]
         # BentoML empties the folder for metrics below its home when it starts: a server that shared its
         # home with another would take that one's metrics away.
         home = log.with_suffix(".home")

@@ -20,11 +20,14 @@ from embedder.errors import (
     ImageTooLarge,
     InternalError,
     InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
     OriginError,
     Overloaded,
     RequestError,
     ServiceError,
     TooManyPixels,
+    Unauthorized,
     UnsupportedFormat,
     UnsupportedMediaType,
     URLNotAllowed,
@@ -34,6 +37,9 @@ from embedder.errors import (
 # The service's contract with its clients.
 CONTRACT = {
     "invalid_request": 400,
+    "unauthorized": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "url_not_allowed": 422,
@@ -57,6 +63,9 @@ LEAVES = [cls for cls in CLASSES if not cls.__subclasses__()]
 
 ONE_OF_EACH: list[EmbedderError] = [
     InvalidRequest("the body is not JSON"),
+    Unauthorized(),
+    NotFound(),
+    MethodNotAllowed(method="PUT", allowed=("GET", "HEAD")),
     BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
     UnsupportedMediaType("text/plain"),
     URLNotAllowed("the URL has no host"),

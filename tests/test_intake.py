@@ -13,9 +13,10 @@ import pytest
 
 from embedder.addresses import AddressPolicy
 from embedder.cache import EmbeddingCache
-from embedder.errors import FetchFailed, FetchTimeout, Overloaded, UnsupportedFormat
+from embedder.errors import FetchFailed, FetchTimeout, Overloaded, TooManyPixels, UnsupportedFormat
 from embedder.fetch import Fetcher
 from embedder.intake import Image, Intake
+from embedder.memory import DecodingMemory, HeldBytes
 from embedder.urls import URLPolicy
 from tests.origin import Origin
 
@@ -24,7 +25,13 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def intake(
-    origin: Origin, *, cache_entries: int = 0, max_in_flight_images: int = 8, timeout_s: float = 5
+    origin: Origin,
+    *,
+    cache_entries: int = 0,
+    max_in_flight_images: int = 8,
+    timeout_s: float = 5,
+    held_bytes: HeldBytes | None = None,
+    decoding_memory: DecodingMemory | None = None,
 ) -> AsyncIterator[Intake]:
     urls = URLPolicy(
         allowed_ports=frozenset({origin.port}), addresses=AddressPolicy((ip_network("127.0.0.0/8"),))
@@ -32,6 +39,8 @@ async def intake(
     intake = Intake(
         Fetcher(urls, max_bytes=1_000_000, timeout_s=timeout_s, max_redirects=3),
         cache=EmbeddingCache(cache_entries),
+        held_bytes=held_bytes or HeldBytes(10_000_000),
+        decoding_memory=decoding_memory or DecodingMemory(100_000_000),
         max_in_flight_images=max_in_flight_images,
         max_image_bytes=1_000_000,
         max_image_pixels=1_000_000,
@@ -216,6 +225,54 @@ async def test_nothing_is_kept_with_0_entries(origin: Origin, photo: bytes) -> N
         assert isinstance(image, Image)
         desk.remember(image, np.zeros(512, dtype=np.float32))
         assert isinstance((await in_task(desk, data_url(photo)))[0], Image)
+
+
+async def test_bytes_are_held_while_an_image_is_in_work_and_no_longer(origin: Origin, photo: bytes) -> None:
+    held = HeldBytes(10_000_000)
+    gate = Gate(photo)
+    origin.raw("/held.jpg", gate)
+    origin.serve("/photo.jpg", photo)
+    async with intake(origin, held_bytes=held) as desk:
+        (image,) = await in_task(desk, origin.url("/photo.jpg"))
+        assert isinstance(image, Image)
+        assert held.total_bytes == 0
+        waiting = asyncio.ensure_future(in_task(desk, origin.url("/held.jpg")))
+        await gate.arrival()
+        waiting.cancel()
+        await gate.departure()
+        assert held.total_bytes == 0
+
+
+async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for_others(
+    origin: Origin, photo: bytes
+) -> None:
+    origin.serve("/photo.jpg", photo)
+    origin.serve("/large.jpg", photo + bytes(500_000))
+    async with intake(origin, held_bytes=HeldBytes(len(photo) + 400_000)) as desk:
+        (refused,) = await in_task(desk, origin.url("/large.jpg"))
+        (image,) = await in_task(desk, origin.url("/photo.jpg"))
+        (carried,) = await in_task(desk, data_url(photo))
+    assert isinstance(refused, Overloaded)
+    assert isinstance(image, Image)
+    assert isinstance(carried, Image)
+
+
+async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them(
+    origin: Origin, photo: bytes
+) -> None:
+    pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(6)]
+    memory = DecodingMemory(4 * 451 * 300)  # of one of them
+    async with intake(origin, decoding_memory=memory) as desk:
+        images = await in_task(desk, *map(data_url, pictures))
+    assert all(isinstance(image, Image) for image in images)
+    assert memory.try_take(memory.limit_bytes)  # everything was given back
+
+
+async def test_what_can_never_fit_is_refused_with_the_pixels_that_would(origin: Origin, photo: bytes) -> None:
+    async with intake(origin, decoding_memory=DecodingMemory(4 * 451 * 300 - 4)) as desk:
+        (refused,) = await in_task(desk, data_url(photo))
+    assert isinstance(refused, TooManyPixels)
+    assert refused.limit_pixels == 451 * 300 - 1
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.settings import KNOBS, Knob, SettingError, Settings
+from embedder.settings import KNOBS, WORKER_BYTES, Knob, SettingError, Settings
 
 MAX_15_DIGITS = "9" * 15
 
@@ -31,10 +31,11 @@ DEFAULTS = {
     "max_redirects": 3,
     "allowed_hosts": (),
     "allowed_ports": frozenset({80, 443}),
-    "api_keys": "",
+    "api_keys": (),
+    "open_routes": frozenset(),
     "allowed_networks": (),
 }
-CONTRACTS_VARIABLES = {
+VARIABLES = {
     "EMBEDDER_MODEL",
     "EMBEDDER_PRECISION",
     "EMBEDDER_WORKERS",
@@ -46,12 +47,15 @@ CONTRACTS_VARIABLES = {
     "EMBEDDER_MAX_IMAGE_BYTES",
     "EMBEDDER_MAX_IMAGE_PIXELS",
     "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
+    "EMBEDDER_MAX_IN_FLIGHT_BYTES",
+    "EMBEDDER_MAX_DECODING_BYTES",
     "EMBEDDER_FETCH_TIMEOUT_S",
     "EMBEDDER_MAX_REDIRECTS",
     "EMBEDDER_ALLOWED_HOSTS",
     "EMBEDDER_ALLOWED_PORTS",
     "EMBEDDER_CACHE_ENTRIES",
     "EMBEDDER_API_KEYS",
+    "EMBEDDER_OPEN_ROUTES",
     "EMBEDDER_ALLOWED_NETWORKS",
 }
 RANGE = re.compile(r"([0-9.]+) to ([0-9.]+)$")
@@ -84,8 +88,8 @@ def test_an_empty_environment_gives_the_contracts_defaults() -> None:
     assert {field: getattr(settings, field) for field in DEFAULTS} == DEFAULTS
 
 
-def test_the_knobs_are_the_contracts_variables() -> None:
-    assert {knob.variable for knob in KNOBS.values()} == CONTRACTS_VARIABLES
+def test_the_knobs_are_what_users_rely_on() -> None:
+    assert {knob.variable for knob in KNOBS.values()} == VARIABLES
 
 
 def test_each_field_is_a_row_of_the_table_in_the_same_order() -> None:
@@ -102,7 +106,8 @@ def test_each_default_has_the_type_that_its_field_states() -> None:
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_knob_takes_its_own_default_and_says_what_it_is_for(name: str) -> None:
     knob = KNOBS[name]
-    assert value_of(knob, knob.default) == knob.parse(knob.default)
+    if knob.default != "auto":
+        assert value_of(knob, knob.default) == knob.parse(knob.default)
     assert knob.meaning
     assert knob.takes
 
@@ -135,7 +140,7 @@ def test_a_machine_of_384_cores_starts_with_the_default() -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n "])
 def test_a_blank_variable_has_its_default(blank: str) -> None:
-    assert Settings.from_environ(dict.fromkeys(CONTRACTS_VARIABLES, blank)) == read()
+    assert Settings.from_environ(dict.fromkeys(VARIABLES, blank)) == read()
 
 
 def test_blanks_around_a_value_are_dropped() -> None:
@@ -146,7 +151,7 @@ def test_blanks_around_a_value_are_dropped() -> None:
 
 
 def test_the_knobs_of_whole_numbers_were_found() -> None:
-    assert len(WHOLE) == 11
+    assert len(WHOLE) == 13
 
 
 @pytest.mark.parametrize("knob", WHOLE, ids=lambda knob: knob.variable)
@@ -286,8 +291,54 @@ def test_an_unknown_precision_is_refused(text: str) -> None:
     assert "it takes fp32 or int8" in refusal("EMBEDDER_PRECISION", text)
 
 
-def test_a_setting_that_this_version_can_not_honour_is_refused_and_not_ignored() -> None:
-    assert "this version" in refusal("EMBEDDER_API_KEYS", "secret")
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gigabytes", [2, 4, 8, 24, 64, 512])
+@pytest.mark.parametrize("workers", [1, 2, 8, 64])
+def test_what_all_workers_may_take_fits_the_memory_or_is_the_least_that_serves(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, workers: int
+) -> None:
+    monkeypatch.setattr("embedder.settings.available_memory_bytes", lambda: gigabytes * 10**9)
+    settings = read(EMBEDDER_WORKERS=str(workers))
+    limits = settings.max_in_flight_bytes, settings.max_decoding_bytes
+    together = workers * (WORKER_BYTES + sum(limits))
+    assert limits == (64_000_000, 128_000_000) or together <= 0.8 * gigabytes * 10**9
+    assert limits <= (1_000_000_000, 2_000_000_000)
+
+
+def test_a_number_goes_before_what_the_memory_would_allow() -> None:
+    assert read(EMBEDDER_MAX_IN_FLIGHT_BYTES="1000000").max_in_flight_bytes == 1_000_000
+    assert read(EMBEDDER_MAX_DECODING_BYTES="7000000000").max_decoding_bytes == 7_000_000_000
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
+
+KEY = "k" * 16
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [(KEY, (KEY,)), (f" {KEY} , {'!~' * 8},", (KEY, "!~" * 8)), ("x" * 256, ("x" * 256,)), ("", ())],
+)
+def test_keys_of_16_to_256_characters_are_taken(text: str, keys: tuple[str, ...]) -> None:
+    assert read(EMBEDDER_API_KEYS=text).api_keys == keys
+
+
+@pytest.mark.parametrize(
+    "text", ["k" * 15, "k" * 257, f"{KEY},short", f"{KEY} {KEY}", "ключ" * 8, ",", " , "]
+)
+def test_what_is_no_key_is_refused_and_does_not_mean_no_key(text: str) -> None:
+    refusal("EMBEDDER_API_KEYS", text)
+
+
+def test_keys_are_not_shown_with_the_settings() -> None:
+    assert KEY not in repr(read(EMBEDDER_API_KEYS=KEY))
+
+
+@pytest.mark.parametrize("text", ["doc", "/docs", "metrics;info", "health", "all"])
+def test_an_unknown_open_route_is_refused(text: str) -> None:
+    assert "docs, info and metrics" in refusal("EMBEDDER_OPEN_ROUTES", text)
 
 
 def test_a_refused_key_does_not_end_up_in_the_log() -> None:
@@ -432,7 +483,7 @@ def slips(name: str) -> set[str]:
     return near - {name}
 
 
-@pytest.mark.parametrize("variable", sorted(CONTRACTS_VARIABLES))
+@pytest.mark.parametrize("variable", sorted(VARIABLES))
 def test_a_slip_of_the_finger_in_a_name_is_refused_with_the_right_name(variable: str) -> None:
     right = KNOBS[variable.removeprefix("EMBEDDER_").lower()].default
     assert [slip for slip in slips(variable) if f"{variable}?" not in refusal(slip, right)] == []

@@ -28,6 +28,7 @@ _EXAMPLE_ERRORS = (
     errors.BadImage("the image is cut short"),
     errors.FetchFailed("the image's server answered 404"),
     errors.FetchTimeout(limit_s=10),
+    errors.Unauthorized(),
     errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
     errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
     errors.UnsupportedMediaType("text/plain"),
@@ -35,6 +36,11 @@ _EXAMPLE_ERRORS = (
     errors.Draining(),
     errors.InternalError(),
 )
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
 # Of these only a single image's request fails; in a batch they are an item's.
 _OF_ONE_IMAGE = (422, 424)
 
@@ -52,13 +58,18 @@ yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_
 def openapi_document(base: Json, *, title: str, version: str, settings: Settings) -> OpenAPIDocument:
     """BentoML's document `base`: its own routes stay; what it guesses about ours is replaced."""
     infrastructure = {path: item for path, item in base["paths"].items() if "get" in item}
+    keyed = bool(settings.api_keys)
     return OpenAPIDocument(
         openapi="3.1.0",
+        **({"security": _SECURITY} if keyed else {}),
         info={"title": title, "version": version, "description": _description(settings)},
         servers=base["servers"],
         tags=base["tags"],
         paths={**_paths(settings), **infrastructure},
-        components={"schemas": _schemas(settings)},
+        components={
+            "schemas": _schemas(settings),
+            **({"securitySchemes": _SECURITY_SCHEMES} if keyed else {}),
+        },
     )
 
 

@@ -60,6 +60,8 @@ def describe(settings: Settings, *, tag: str, metadata: Mapping[str, object]) ->
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,
             "max_in_flight_images": settings.max_in_flight_images,
+            "max_in_flight_bytes": settings.max_in_flight_bytes,
+            "max_decoding_bytes": settings.max_decoding_bytes,
             "fetch_timeout_s": settings.fetch_timeout_s,
             "max_redirects": settings.max_redirects,
             "allowed_hosts": list(settings.allowed_hosts),

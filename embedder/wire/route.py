@@ -33,10 +33,13 @@ from embedder.errors import (
     EmbedderError,
     InternalError,
     InvalidRequest,
+    MethodNotAllowed,
     ServiceError,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from embedder.intake import Image, Intake, Outcome
+from embedder.memory import HeldBytes, Hold
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Wiring:
     """The parts that a route's wire formats work with."""
 
     intake: Intake
+    held_bytes: HeldBytes
     max_body_bytes: int
     max_urls: int
     model_tag: Callable[[], str]
@@ -107,8 +111,9 @@ class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK
         try:
             if cls.wiring.is_stopping():
                 raise Draining
-            body = await _read_json(request, max_bytes=cls.wiring.max_body_bytes)
-            return await cls.wiring.intake.admit(cls.sources(body))
+            with cls.wiring.held_bytes.hold() as hold:
+                body = await _read_json(request, hold, max_bytes=cls.wiring.max_body_bytes)
+                return await cls.wiring.intake.admit(cls.sources(body))
         except EmbedderError as error:
             return error
         except Exception:  # a bug: BentoML would answer in a shape that is not ours
@@ -172,12 +177,16 @@ def error_response(error: EmbedderError) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not worth reading
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     return json_response({"error": str(error), "code": error.code}, status=error.status, headers=headers)
 
 
-async def _read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:  # Any: JSON
+async def _read_json(request: Request, hold: Hold, *, max_bytes: int) -> dict[str, Any]:  # Any: JSON
     _check_media_type(request.headers.get("Content-Type"))
-    body = await _read_body(request, max_bytes=max_bytes)
+    body = await _read_body(request, hold, max_bytes=max_bytes)
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -196,22 +205,23 @@ def _check_media_type(header: str | None) -> None:
         raise UnsupportedMediaType(media_type)
 
 
-async def _read_body(request: Request, *, max_bytes: int) -> bytes:
+async def _read_body(request: Request, hold: Hold, *, max_bytes: int) -> bytes:
     declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise BodyTooLarge(limit_bytes=max_bytes, actual_bytes=int(declared))
     try:
-        return await asyncio.wait_for(_counted_body(request, max_bytes), BODY_TIMEOUT_S)
+        return await asyncio.wait_for(_counted_body(request, hold, max_bytes), BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise InvalidRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
         raise InvalidRequest("the client went away before its body was complete") from None
 
 
-async def _counted_body(request: Request, max_bytes: int) -> bytes:
+async def _counted_body(request: Request, hold: Hold, max_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise BodyTooLarge(limit_bytes=max_bytes)
+        hold.add(len(chunk))
     return bytes(body)

@@ -1,0 +1,330 @@
+"""`make soak MINUTES=30`: a server under good and hostile traffic, and what it holds on to meanwhile.
+
+Prints memory, descriptors, threads, files and latency over time, writes soak.png, and ends with 1 when an
+answer is not a documented one, or when something grows: memory by 1 MB a minute or more after the first fifth
+of the run, and the rest at all, once the traffic has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import collections
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import requests
+from PIL import Image
+
+from tests import pictures
+from tests.origin import Origin
+from tests.server import ROOT, Server, plain_environ
+from tests.weights import save_pth
+
+CLIENTS = 12
+EVERY_S = 5.0
+WARM_UP = 0.2
+MAX_MEMORY_SLOPE_MB_MIN = 1.0
+IDLE_S = 15.0
+"""After the traffic, until what it left must be gone: longer than a download may take."""
+
+DOCUMENTED = {
+    200: {None},
+    400: {"invalid_request"},
+    404: {"not_found"},
+    405: {"method_not_allowed"},
+    413: {"body_too_large"},
+    415: {"unsupported_media_type"},
+    422: {"url_not_allowed", "image_too_large", "too_many_pixels", "unsupported_format", "bad_image"},
+    424: {"fetch_failed", "fetch_timeout"},
+    429: {"overloaded"},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The server at one moment."""
+
+    minute: float
+    memory_mb: float
+    """Resident, of the largest worker."""
+    descriptors: int
+    threads: int
+    files: int
+    p50_ms: float
+    p99_ms: float
+    answers: int
+
+
+@dataclass
+class Seen:
+    """What the clients saw."""
+
+    good_ms: list[float] = field(default_factory=list)
+    answers: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: collections.Counter[str] = field(default_factory=collections.Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, answer: requests.Response, ms: float, *, good: bool) -> None:
+        content = answer.json() if answer.headers.get("Content-Type") == "application/json" else {}
+        code = content.get("code") if isinstance(content, dict) else None
+        expected = code in DOCUMENTED.get(answer.status_code, set()) and (
+            not good or answer.status_code in (200, 429)
+        )
+        with self.lock:
+            self.answers[f"{answer.status_code} {code or ''}".strip()] += 1
+            if not expected:
+                self.wrong[f"{answer.status_code} {answer.text[:100]}"] += 1
+            if good and answer.status_code == 200:
+                self.good_ms.append(ms)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--chart", type=Path, default=Path("soak.png"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Origin() as origin:
+        images = _furnish(origin)
+        environ = {
+            "BENTOML_HOME": str(_store(Path(folder))),
+            "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "EMBEDDER_ALLOWED_PORTS": f"80,443,{origin.port}",
+            "EMBEDDER_FETCH_TIMEOUT_S": "3",
+            "EMBEDDER_CACHE_ENTRIES": "200",
+        }
+        with Server(Path(folder) / "log", environ) as server:
+            samples, seen = _run(server, origin, images, options.minutes)
+    for line in _table(samples):
+        print(line)
+    print("answers:", dict(seen.answers.most_common()))
+    _draw(samples, options.chart)
+    failures = [*_growth(samples), *(f"{count} x undocumented: {what}" for what, count in seen.wrong.items())]
+    for failure in failures:
+        print(f"soak: {failure}")
+    print("soak:", "failed" if failures else "passed")
+    return bool(failures)
+
+
+def _run(server: Server, origin: Origin, images: Sequence[str], minutes: float) -> tuple[list[Sample], Seen]:
+    seen = Seen()
+    end_s = time.monotonic() + 60 * minutes
+    clients = [
+        threading.Thread(target=_client, args=(server, origin, images, seen, end_s, number))
+        for number in range(CLIENTS)
+    ]
+    for client in clients:
+        client.start()
+    start_s = time.monotonic()
+    samples = []
+    while time.monotonic() < end_s:
+        time.sleep(EVERY_S)
+        samples.append(_sample(server, seen, (time.monotonic() - start_s) / 60))
+    for client in clients:
+        client.join()
+    time.sleep(IDLE_S)
+    samples.append(_sample(server, seen, (time.monotonic() - start_s) / 60))
+    return samples, seen
+
+
+def _client(
+    server: Server, origin: Origin, images: Sequence[str], seen: Seen, end_s: float, seed: int
+) -> None:
+    chance = random.Random(seed)
+    session = requests.Session()
+    kinds: list[tuple[Callable[[], tuple[str, dict[str, object]]], int, bool]] = [
+        (lambda: ("/embed", {"json": {"url": f"{chance.choice(images)}?{chance.random()}"}}), 60, True),
+        (
+            lambda: (
+                "/embed_batch",
+                {"json": {"urls": [chance.choice(images + _hostile_urls(origin)) for _ in range(8)]}},
+            ),
+            8,
+            True,
+        ),
+        (lambda: ("/embed", {"json": {"url": chance.choice(_hostile_urls(origin))}}), 25, False),
+        (lambda: ("/embed", chance.choice(BODIES)), 4, False),
+        (lambda: (f"/{chance.random()}", {"json": {}}), 1, False),
+    ]
+    while time.monotonic() < end_s:
+        if chance.random() < 0.02:
+            _go_away(server, chance.choice(images))
+            continue
+        make, _, good = chance.choices(kinds, [weight for _, weight, _ in kinds])[0]
+        path, options = make()
+        begin_s = time.perf_counter()
+        answer = session.post(server.url + path, timeout=90, **options)  # type: ignore[arg-type]  # as made above
+        seen.note(answer, 1000 * (time.perf_counter() - begin_s), good=good)
+
+
+def _go_away(server: Server, url: str) -> None:
+    """Ask, and leave before the answer."""
+    body = json.dumps({"url": url}).encode()
+    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+
+
+BODIES: list[dict[str, object]] = [
+    {"data": b"{", "headers": {"Content-Type": "application/json"}},
+    {"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
+    {"data": b"x", "headers": {"Content-Type": "text/plain"}},
+    {"json": {"url": 5}},
+    {"json": {"url": "data:;base64," + base64.b64encode(b"no image at all").decode()}},
+    {"json": {"url": "http://169.254.169.254/latest/meta-data"}},
+]
+
+
+def _hostile_urls(origin: Origin) -> list[str]:
+    return [
+        origin.url(f"/hostile/{name}")
+        for name in ("404", "hang", "drip", "reset", "text", "loop", *_hostile_images())
+    ]
+
+
+def _hostile_images() -> dict[str, bytes]:
+    photo = pictures.encoded(pictures.photo(300, 200), "JPEG")
+    return {
+        "cut": photo[: len(photo) // 2],
+        "scans": pictures.jpeg_with_scans(500),
+        "bomb": pictures.jpeg_header_only(60_000, 60_000),
+        "polyglot": photo + b"PK\x03\x04" + bytes(50_000),
+        "flips": bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(photo)),
+        "wide": pictures.encoded(Image.new("RGB", (20_000, 20)), "PNG"),
+    }
+
+
+def _furnish(origin: Origin) -> list[str]:
+    """Makes what `origin` serves; gives the URLs of good images."""
+    good = []
+    for number, (width, height, format) in enumerate(
+        [
+            (640, 480, "JPEG"),
+            (1600, 1067, "JPEG"),
+            (500, 700, "PNG"),
+            (800, 600, "WEBP"),
+            (224, 224, "GIF"),
+            (4000, 3000, "JPEG"),
+        ]
+    ):
+        origin.serve(f"/good/{number}", pictures.encoded(pictures.photo(width, height), format))
+        good.append(origin.url(f"/good/{number}"))
+    for name, data in _hostile_images().items():
+        origin.serve(f"/hostile/{name}", data)
+    origin.serve("/hostile/text", b"<html>" * 1000)
+    origin.redirect("/hostile/loop", "/hostile/loop")
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n\xff\xd8\xff\xe0")
+        for _ in range(600):
+            writer.write(b"\0")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n\xff\xd8\xff\xe0")
+        await writer.drain()
+        writer.transport.abort()
+
+    origin.raw("/hostile/hang", hang)
+    origin.raw("/hostile/drip", drip)
+    origin.raw("/hostile/reset", reset)
+    return good
+
+
+def _store(folder: Path) -> Path:
+    home = folder / "store"
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", save_pth(folder / "soak.pth")],
+        env={**plain_environ(), "BENTOML_HOME": str(home)},
+        check=True,
+    )
+    return home
+
+
+def _sample(server: Server, seen: Seen, minute: float) -> Sample:
+    with seen.lock:
+        recent_ms, seen.good_ms = seen.good_ms, []
+        answers = seen.answers.total()
+    processes = [Path(f"/proc/{pid}") for pid in server.children()]
+    resident = [
+        int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for process in processes
+    ]
+    return Sample(
+        minute=minute,
+        memory_mb=max(resident) / 1e6,
+        descriptors=sum(len(list((process / "fd").iterdir())) for process in processes),
+        threads=sum(len(list((process / "task").iterdir())) for process in processes),
+        files=sum(1 for _ in _files(server.log.with_suffix(".home")))
+        + sum(1 for _ in Path(tempfile.gettempdir()).iterdir()),
+        p50_ms=float(np.percentile(recent_ms, 50)) if recent_ms else 0.0,
+        p99_ms=float(np.percentile(recent_ms, 99)) if recent_ms else 0.0,
+        answers=answers,
+    )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _growth(samples: Sequence[Sample]) -> list[str]:
+    """What grew and must not."""
+    *under_load, idle = samples
+    warm = under_load[int(WARM_UP * len(under_load)) :]
+    failures = []
+    if len(warm) > 2:
+        slope = float(np.polyfit([s.minute for s in warm], [s.memory_mb for s in warm], 1)[0])
+        print(f"memory: {slope:+.2f} MB a minute after the first {warm[0].minute:.1f} minutes")
+        if slope >= MAX_MEMORY_SLOPE_MB_MIN:
+            failures.append(f"memory grows by {slope:.2f} MB a minute")
+    for name in ("descriptors", "threads", "files"):
+        first, last = getattr(under_load[0], name), getattr(idle, name)
+        highest = max(getattr(sample, name) for sample in warm)
+        print(f"{name}: {first} at first, at most {highest}, {last} when all was over")
+        if last > first:
+            failures.append(f"{name}: {first} at first, {last} when all was over")
+    return failures
+
+
+def _table(samples: Sequence[Sample]) -> Iterator[str]:
+    yield "minute  memory MB  descriptors  threads  files  p50 ms  p99 ms  answers"
+    for sample in samples[:: max(1, len(samples) // 30)]:
+        yield (
+            f"{sample.minute:6.1f} {sample.memory_mb:10.0f} {sample.descriptors:12d} {sample.threads:8d} "
+            f"{sample.files:6d} {sample.p50_ms:7.0f} {sample.p99_ms:7.0f} {sample.answers:8d}"
+        )
+
+
+def _draw(samples: Sequence[Sample], file: Path) -> None:
+    names = ("memory_mb", "descriptors", "threads", "files", "p50_ms", "p99_ms")
+    figure, panels = plt.subplots(len(names), 1, figsize=(8, 10), sharex=True, layout="constrained")
+    for panel, name in zip(panels, names, strict=True):
+        panel.plot([sample.minute for sample in samples], [getattr(sample, name) for sample in samples])
+        panel.set_ylabel(name)
+        panel.set_ylim(bottom=0)
+    panels[-1].set_xlabel("minutes")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

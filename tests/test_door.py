@@ -1,0 +1,202 @@
+"""What is answered to those who ask for what is not there, with a wrong method, or without a key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from starlette.types import Message, Receive, Scope, Send
+
+from embedder.api_keys import APIKeys
+from embedder.wire.door import ROUTES, Door
+from tests.server import Server
+
+OLD, NEW = "the-key-until-tomorrow", "the-key-from-today-on"
+HEALTH = ("/health", "/livez", "/readyz", "/healthz")
+DOCS = ("/", "/docs", "/docs.json", "/schema.json", "/static_content/swagger-ui.css")
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Server]:
+    """A service with two keys, of which one is about to be withdrawn; its metrics are open."""
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_API_KEYS": f"{OLD},{NEW}",
+        "EMBEDDER_OPEN_ROUTES": "metrics",
+        "EMBEDDER_WORKERS": "1",
+    }
+    with Server(tmp_path_factory.mktemp("keyed") / "log", environ) as keyed:
+        yield keyed
+
+
+def assert_error(answer: requests.Response, status: int, code: str) -> None:
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json().keys() == {"error", "code"}
+    assert answer.json()["code"] == code
+
+
+# Routes
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/embed/x", "/Embed", "//embed", "/static", "/../etc"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_an_unknown_route_is_404_in_our_shape(server: Server, method: str, path: str) -> None:
+    assert_error(requests.request(method, server.url + path), 404, "not_found")
+
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(m, path) for path, taken in ROUTES.items() for m in METHODS if m not in taken]
+)
+def test_each_route_names_the_methods_that_it_takes(server: Server, method: str, path: str) -> None:
+    answer = requests.request(method, server.url + path)
+    assert_error(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == ", ".join(ROUTES[path])
+
+
+@pytest.mark.parametrize("path", [path for path, methods in ROUTES.items() if "GET" in methods])
+def test_every_route_to_get_is_there(server: Server, path: str) -> None:
+    assert server.get(path).status_code == 200
+
+
+def test_a_trailing_slash_leads_to_the_route(server: Server) -> None:
+    answer = requests.post(f"{server.url}/embed/", json={"url": "ftp://x"})  # follows the redirect, as POST
+    assert_error(answer, 422, "url_not_allowed")
+
+
+def test_paths_that_are_not_there_leave_no_metrics(server: Server) -> None:
+    for number in range(50):
+        requests.get(f"{server.url}/random-{number}")
+    assert "/random-" not in server.get("/metrics").text
+
+
+def test_a_body_that_would_be_unpickled_is_refused_in_our_shape(server: Server) -> None:
+    answer = requests.post(
+        f"{server.url}/embed", data=b"\x80", headers={"Content-Type": "application/vnd.bentoml+pickle"}
+    )
+    assert_error(answer, 415, "unsupported_media_type")
+
+
+# Keys
+
+
+@pytest.mark.parametrize("key", [OLD, NEW])
+@pytest.mark.parametrize("header", ["X-API-Key", "Authorization"])
+def test_each_key_opens_every_route(keyed: Server, key: str, header: str) -> None:
+    headers = {header: f"Bearer {key}" if header == "Authorization" else key}
+    answer = requests.post(f"{keyed.url}/embed", json={"url": "ftp://x"}, headers=headers)
+    assert_error(answer, 422, "url_not_allowed")
+    for path in (*HEALTH, *DOCS, "/info", "/metrics"):
+        assert requests.get(keyed.url + path, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"X-API-Key": "the-key-of-yesterday"}, {"Authorization": f"Basic {OLD}"}]
+)
+def test_without_one_of_the_keys_nothing_but_health_and_what_was_opened_is_answered(
+    keyed: Server, headers: dict[str, str]
+) -> None:
+    for path in (*HEALTH, "/metrics"):
+        assert requests.get(keyed.url + path, headers=headers).status_code == 200
+    for path in (*DOCS, "/info"):
+        answer = requests.get(keyed.url + path, headers=headers)
+        assert_error(answer, 401, "unauthorized")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    for path in ("/embed", "/embed_batch"):
+        assert_error(
+            requests.post(keyed.url + path, json={"url": "ftp://x"}, headers=headers), 401, "unauthorized"
+        )
+
+
+def test_a_body_without_a_key_is_not_read(keyed: Server) -> None:
+    answer = requests.post(f"{keyed.url}/embed", data=b"x" * 40_000_000)
+    assert_error(answer, 401, "unauthorized")
+
+
+def test_the_document_of_a_keyed_service_says_how_to_send_one(keyed: Server, server: Server) -> None:
+    document = requests.get(f"{keyed.url}/docs.json", headers={"X-API-Key": NEW}).json()
+    assert document["security"] == [{"bearer": []}, {"key": []}]
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "key"}
+    assert "security" not in server.get("/docs.json").json()
+
+
+def test_keys_are_in_no_log_and_no_answer(keyed: Server) -> None:
+    info = requests.get(f"{keyed.url}/info", headers={"X-API-Key": NEW}).text
+    for text in (keyed.log.read_text(), info, keyed.get("/metrics").text):
+        assert not re.search(f"{OLD}|{NEW}", text)
+
+
+# What the application behind it does
+
+
+async def passed(app: object, method: str = "POST") -> list[Message]:
+    """What a client gets of `app` behind the door."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope: Scope = {
+        "type": "http",
+        "path": "/embed" if method == "POST" else "/info",
+        "method": method,
+        "headers": [],
+    }
+    await Door(app, keys=APIKeys([]))(scope, receive, send)  # type: ignore[arg-type]  # an ASGI application
+    return sent
+
+
+def answering(status: int, body: bytes) -> object:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body[:3], "more_body": True})
+        await send({"type": "http.response.body", "body": body[3:]})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "code"),
+    [
+        (500, 500, "internal_error"),
+        (504, 429, "overloaded"),
+        (503, 429, "overloaded"),
+        (400, 400, "invalid_request"),
+    ],
+)
+def test_an_error_that_bentoml_shaped_gets_our_shape(status: int, told: int, code: str) -> None:
+    start, body = asyncio.run(passed(answering(status, b'[{"error": "theirs"}]')))
+    assert start["status"] == told
+    assert f'"code":"{code}"'.encode() in body["body"]
+
+
+def test_an_error_of_ours_and_any_success_pass_unchanged() -> None:
+    ours = b'{"error": "sentence", "code": "bad_image"}'
+    start, body = asyncio.run(passed(answering(422, ours)))
+    assert (start["status"], body["body"]) == (422, ours)
+    assert [m.get("body") for m in asyncio.run(passed(answering(200, b"123456")))] == [None, b"123", b"456"]
+
+
+def test_what_is_asked_for_with_get_is_not_reshaped() -> None:
+    start, *_ = asyncio.run(passed(answering(503, b"not ready"), method="GET"))
+    assert start["status"] == 503
+
+
+def test_an_application_that_fails_is_answered_for() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("a bug")
+
+    start, body = asyncio.run(passed(app))
+    assert start["status"] == 500
+    assert b'"code":"internal_error"' in body["body"]
+    assert b"a bug" not in body["body"]

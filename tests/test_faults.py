@@ -1,0 +1,178 @@
+"""What a server does when its parts are killed, stopped or starved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.origin import Origin
+from tests.server import Server
+
+CLIENTS = 6
+
+
+@pytest.fixture
+def environ(store: Path, origin: Origin, photo: bytes) -> dict[str, str]:
+    origin.serve("/photo.jpg", photo)
+    return {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_WORKERS": "2",
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    }
+
+
+class Clients:
+    """Some that ask without a pause, each on a connection of its own, until the block is left."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self.right = 0
+        self.failed: list[str] = []
+        self._server = server
+        self._url = url
+        self._end = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.right > 2 * CLIENTS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        session = requests.Session()
+        number = 0
+        while not self._end.is_set():
+            number += 1
+            try:
+                answer = session.post(
+                    f"{self._server.url}/embed",
+                    json={"url": f"{self._url}?{id(session)}.{number}"},
+                    timeout=30,
+                )
+                failure = None if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
+            except requests.RequestException as error:
+                failure = repr(error)
+            with self._lock:
+                if failure is None:
+                    self.right += 1
+                else:
+                    self.failed.append(failure)
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def workers(server: Server) -> set[int]:
+    return {child for child in server.children() if b"_bentoml_impl.worker.service" in _command(child)}
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return b""
+
+
+def starts(server: Server) -> int:
+    """How many workers have come so far that they serve."""
+    return server.log.read_text().count("Completed async startup hook: start")
+
+
+@contextmanager
+def stopped(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_a_killed_worker_costs_what_it_had_in_work_and_is_replaced(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    with Server(tmp_path / "log", environ) as server:
+        before = workers(server)
+        victim = min(before)
+        with Clients(server, origin.url("/photo.jpg")) as clients:
+            os.kill(victim, signal.SIGKILL)
+            until(lambda: len(workers(server)) == 2 and victim not in workers(server), 15)
+            until(lambda: starts(server) == 3)
+            right = clients.right
+            until(lambda: clients.right > right + 2 * CLIENTS)
+        assert len(clients.failed) <= CLIENTS
+        assert server.get("/health").json() == {"status": "healthy"}
+
+
+def test_while_a_worker_is_stopped_the_other_answers(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    with Server(tmp_path / "log", environ) as server:
+        with stopped(min(workers(server))):
+            for path in ("/health", "/livez", "/readyz"):
+                assert server.get(path).status_code == 200
+            for number in range(10):
+                answer = server.post("/embed", {"url": origin.url(f"/photo.jpg?{number}")})
+                assert answer.status_code == 200
+        assert server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)], ids=["twice", "sigint"]
+)
+def test_whatever_ends_the_server_leaves_no_process_and_no_file(
+    tmp_path: Path, environ: dict[str, str], signals: tuple[signal.Signals, ...]
+) -> None:
+    with Server(tmp_path / "log", environ) as server:
+        processes = server.children()
+        for number in signals:
+            server.process.send_signal(number)
+            time.sleep(0.3)  # two signals at once are one
+        assert server.process.wait(20) == 0
+        until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_with_few_descriptors_what_can_be_answered_is_and_then_everything(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    with Server(tmp_path / "log", environ, prefix=("prlimit", "--nofile=128:128")) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(400)]
+        time.sleep(1)  # while there is nothing left to answer with
+        for connection in idle:
+            connection.close()
+        until(lambda: _is_right(server, origin))
+        assert len(workers(server)) == 2
+
+
+def _is_right(server: Server, origin: Origin) -> bool:
+    try:
+        return server.post("/embed", {"url": origin.url("/photo.jpg")}).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def test_nothing_depends_on_the_wall_clock() -> None:
+    root = Path(__file__).parent.parent
+    for file in [root / "service.py", *(root / "embedder").rglob("*.py")]:
+        assert "time.time(" not in file.read_text(), file
+        assert "datetime.now" not in file.read_text(), file
