@@ -13,7 +13,7 @@ BIN := .venv/bin
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bento lock bench
+.PHONY: help setup serve test lint format bento lock bench soak
 
 help:
 	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format"
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
+	@echo "make soak    good and hostile traffic for a while, and what the service holds on to (MINUTES=30)"
 	@echo "make lock    pin what serves again, into requirements.lock"
 
 # A few milliseconds when there is nothing to do.
@@ -51,6 +52,10 @@ bento: setup
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick)
+
+soak: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
