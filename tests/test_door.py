@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_a_trailing_slash_leads_to_the_route(server: Server) -> None:
 def test_paths_that_are_not_there_leave_no_metrics(server: Server) -> None:
     for number in range(50):
         requests.get(f"{server.url}/random-{number}")
+        requests.get(f"{server.url}/static_content/random-{number}")
     assert "/random-" not in server.get("/metrics").text
 
 
@@ -118,6 +120,12 @@ def test_without_one_of_the_keys_nothing_but_health_and_what_was_opened_is_answe
 def test_a_body_without_a_key_is_not_read(keyed: Server) -> None:
     answer = requests.post(f"{keyed.url}/embed", data=b"x" * 40_000_000)
     assert_error(answer, 401, "unauthorized")
+    connection = http.client.HTTPConnection("127.0.0.1", keyed.port, timeout=10)
+    connection.putrequest("POST", "/embed")
+    connection.putheader("Content-Length", "40000000")
+    connection.endheaders()  # and no body
+    assert connection.getresponse().status == 401
+    connection.close()
 
 
 def test_the_document_of_a_keyed_service_says_how_to_send_one(keyed: Server, server: Server) -> None:

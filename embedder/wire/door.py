@@ -9,11 +9,12 @@ reaches it: whoever asks for random paths would fill the memory.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 
+import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder.api_keys import APIKeys
@@ -34,25 +35,28 @@ logger = logging.getLogger(__name__)
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
 
-ROUTES: Mapping[str, tuple[str, ...]] = {
-    "/embed": _POST,
-    "/embed_batch": _POST,
-    **dict.fromkeys(("/health", "/livez", "/readyz", "/healthz"), _GET),
-    **dict.fromkeys(("/", "/docs", "/docs.json", "/schema.json", "/info", "/metrics"), _GET),
-}
-"""Paths and their methods. Beside them there are the files of the OpenAPI page, below `ASSETS`."""
-
-ASSETS = "/static_content/"
+# The files of BentoML's OpenAPI page, by name: a path below theirs that leads to no file is counted too.
+_ASSETS = [
+    f"/static_content/{file.name}"
+    for file in resources.files("bentoml._internal.server").joinpath("static_content").iterdir()
+]
 
 ALWAYS_OPEN = frozenset({"/health", "/livez", "/readyz", "/healthz"})
 """What is answered without a key: load balancers and orchestrators have none."""
 
 OPENABLE: Mapping[str, frozenset[str]] = {
-    "docs": frozenset({"/", "/docs", "/docs.json", "/schema.json"}),
+    "docs": frozenset({"/", "/docs", "/docs.json", "/schema.json", *_ASSETS}),
     "info": frozenset({"/info"}),
     "metrics": frozenset({"/metrics"}),
 }
 """What can be opened to those without a key, by the name that a setting gives it."""
+
+ROUTES: Mapping[str, tuple[str, ...]] = {
+    "/embed": _POST,
+    "/embed_batch": _POST,
+    **dict.fromkeys(ALWAYS_OPEN.union(*OPENABLE.values()), _GET),
+}
+"""Paths and their methods: all that there are."""
 
 
 class Door:
@@ -71,7 +75,6 @@ class Door:
         self._keys = keys
         self._answers_preflight = answers_preflight
         self._open = ALWAYS_OPEN.union(*(OPENABLE[name] for name in open_routes))
-        self._assets_open = "docs" in open_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,15 +99,12 @@ class Door:
         path, method = scope["path"], scope["method"]
         if path not in ROUTES:
             path = path.removesuffix("/")  # which BentoML's application redirects to the one without
-        is_asset = path.startswith(ASSETS)
-        methods = _GET if is_asset else ROUTES.get(path)
+        methods = ROUTES.get(path)
         if methods is None:
             return NotFound()
         if method == "OPTIONS" and self._answers_preflight:
             return None
-        if not (self._assets_open if is_asset else path in self._open) and not self._keys.accept(
-            scope["headers"]
-        ):
+        if path not in self._open and not self._keys.accept(scope["headers"]):
             return Unauthorized()
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
@@ -144,7 +144,7 @@ class _Answer:
 
 def _is_ours(body: bytes) -> bool:
     try:
-        content = json.loads(body)
+        content = orjson.loads(body)
     except ValueError:
         return False
     return isinstance(content, dict) and content.keys() == {"error", "code"}
