@@ -70,8 +70,9 @@ class Cores:
 
     def free(self) -> int:
         """How many this worker may take now. One is always its own."""
+        own = self._in_use[self._worker]
         idle = self._total - sum(self._in_use)
-        return max(idle, 0 if self._in_use[self._worker] else 1)
+        return min(max(idle, 0 if own else 1), 255 - own)  # a place is a byte
 
     def take(self, count: int = 1) -> None:
         self._in_use[self._worker] += count

@@ -198,6 +198,15 @@ def test_the_successor_of_a_worker_that_was_killed_starts_with_none(tmp_path: Pa
     assert other.free() == 2
 
 
+def test_a_worker_of_384_cores_takes_as_many_as_can_be_counted() -> None:
+    cores = Cores(384)
+    assert cores.free() == 255
+    cores.take(254)
+    assert cores.free() == 1
+    cores.take()
+    assert cores.free() == 0
+
+
 def test_a_process_that_is_no_worker_shares_nothing(tmp_path: Path) -> None:
     Cores.shared(2, folder=tmp_path, worker=None).take()
     assert Cores.shared(2, folder=tmp_path, worker=None).free() == 2
