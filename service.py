@@ -49,17 +49,18 @@ try:
 except SettingError as error:
     raise BentoMLConfigException(str(error)) from None  # which BentoML's commands print as one line
 
-# When BentoML itself gives a request up, with an answer that is not in our shape: later than reading the body
-# and fetching may take, plus the time that images in work take to pass through the network.
+# When BentoML itself gives a request up: later than reading the body and fetching may take, plus the time
+# that images in work take to pass through the network.
 REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
 
+CORES = available_cores()
 # One image can't keep more than a few cores busy.
-THREADS_ALONE = max(settings.threads, min(available_cores(), 4))
+THREADS_ALONE = max(settings.threads, min(CORES, 4))
 
 embedding_model = EmbeddingModel(settings.model)
 encoder = Encoder(threads=settings.threads, threads_alone=THREADS_ALONE)
 cores = Cores.shared(
-    max(1, available_cores() // settings.threads),
+    max(1, CORES // settings.threads),
     # BentoML's for its workers' metrics: they have it to themselves, and it is empty when they start.
     folder=Path(BentoMLContainer.prometheus_multiproc_dir.get()),
     worker=bentoml.server_context.worker_index,
@@ -84,7 +85,7 @@ intake = Intake(
     max_in_flight_images=settings.max_in_flight_images,
     max_image_bytes=settings.max_image_bytes,
     max_image_pixels=settings.max_image_pixels,
-    decode_threads=max(4, available_cores()),
+    decode_threads=max(4, CORES),
 )
 wiring = Wiring(
     intake=intake,

@@ -11,7 +11,6 @@ a side gives a wrong vector or fails a single request.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from benchmarks.photos import SIZES, make_photos
 from benchmarks.results import Results, describe_machine
 from benchmarks.servers import ROOT, SIDES, Server, Setting, Side
 from embedder.cores import available_cores
+from tests.server import plain_environ
 from tests.weights import discriminating_state_dict, save_pth, torchvision_embeddings
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +95,7 @@ def _save_models(weights: Path, store: Path, wanted: Sequence[str]) -> dict[str,
     """Saves the model as a user does; gives the files of the `wanted` precisions."""
     command = [sys.executable, "scripts/save_model.py", "--weights", str(weights), "--precision", "int8"]
     shutil.rmtree(store, ignore_errors=True)
-    environ = {**os.environ, "BENTOML_HOME": str(store), "BENTOML_DO_NOT_TRACK": "True"}
+    environ = {**plain_environ(), "BENTOML_HOME": str(store)}
     saved = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if saved.returncode != 0:
         raise BenchError(f"the model can't be saved: {saved.stderr.strip()}")

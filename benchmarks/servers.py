@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.load import Target
 from benchmarks.processes import Processes, free_port
+from tests.server import plain_environ
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 120.0
@@ -190,15 +190,9 @@ class Server:
                 time.sleep(0.2)
 
     def _environ(self, names: Mapping[str, str]) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("EMBEDDER_", "BENTOML_", "BENCH_"))
-        }
         return {
-            **kept,
+            **plain_environ(),
             "PYTHONPATH": str(ROOT),
-            "BENTOML_DO_NOT_TRACK": "True",
             "BENTOML_HOST": "127.0.0.1",
             "BENTOML_HOME": str(self._setting.store),
             "BENCH_WEIGHTS": str(self._setting.weights),

@@ -20,8 +20,6 @@ Embeddings: TypeAlias = NDArray[np.float32]
 DIMENSION = 512
 # A GPU where the installed onnxruntime has one, the CPU otherwise.
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-
-
 # Rows that go through the network together on a CPU. More are no faster there, and take 4 MB each.
 _CPU_ROWS = 8
 

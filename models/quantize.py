@@ -210,11 +210,14 @@ def _take_pixels_in_blocks(model: onnx.ModelProto) -> None:
 
 
 def _rounded_tensors(model: onnx.ModelProto, constants: Mapping[str, object]) -> list[str]:
-    """The activations that become uint8: what convolutions and additions take, and the first that moves."""
+    """The activations that become uint8, without those that are another one with its values moved."""
     nodes = list(model.graph.node)
     begin = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    rounded = (node for node in nodes[begin:] if node.op_type in ("Conv", "Add", *_MOVES))
-    return list(dict.fromkeys(name for node in rounded for name in node.input if name not in constants))
+    rearranged = {node.output[0] for node in nodes[begin:] if node.op_type in ("Reshape", "Transpose")}
+    taken = (
+        name for node in nodes[begin:] if node.op_type in ("Conv", "Add", *_MOVES) for name in node.input
+    )
+    return list(dict.fromkeys(name for name in taken if name not in constants and name not in rearranged))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -97,6 +97,10 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
+    def workers(self) -> set[int]:
+        """Those of them that serve."""
+        return {child for child in self.children() if b"_bentoml_impl.worker.service" in _command(child)}
+
     def post(self, path: str, body: object, **options: object) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]
 
@@ -116,6 +120,21 @@ class Server:
             except requests.Timeout:  # its socket is open, and nobody there yet
                 continue
         raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s: {self.log.read_text()}")
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return b""
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Waits for what `condition` tells. Fails when it is not so in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def plain_environ() -> dict[str, str]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.origin import Origin
-from tests.server import Server
+from tests.server import Server, until
 
 CLIENTS = 6
 
@@ -75,24 +75,6 @@ class Clients:
                     self.failed.append(failure)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def workers(server: Server) -> set[int]:
-    return {child for child in server.children() if b"_bentoml_impl.worker.service" in _command(child)}
-
-
-def _command(process: int) -> bytes:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        return b""
-
-
 def starts(server: Server) -> int:
     """How many workers have come so far that they serve."""
     return server.log.read_text().count("Completed async startup hook: start")
@@ -111,11 +93,10 @@ def test_a_killed_worker_costs_what_it_had_in_work_and_is_replaced(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:
     with Server(tmp_path / "log", environ) as server:
-        before = workers(server)
-        victim = min(before)
+        victim = min(server.workers())
         with Clients(server, origin.url("/photo.jpg")) as clients:
             os.kill(victim, signal.SIGKILL)
-            until(lambda: len(workers(server)) == 2 and victim not in workers(server), 15)
+            until(lambda: len(server.workers()) == 2 and victim not in server.workers(), 15)
             until(lambda: starts(server) == 3)
             right = clients.right
             until(lambda: clients.right > right + 2 * CLIENTS)
@@ -127,7 +108,7 @@ def test_while_a_worker_is_stopped_the_other_answers(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:
     with Server(tmp_path / "log", environ) as server:
-        with stopped(min(workers(server))):
+        with stopped(min(server.workers())):
             for path in ("/health", "/livez", "/readyz"):
                 assert server.get(path).status_code == 200
             for number in range(10):
@@ -161,7 +142,7 @@ def test_with_few_descriptors_what_can_be_answered_is_and_then_everything(
         for connection in idle:
             connection.close()
         until(lambda: _is_right(server, origin))
-        assert len(workers(server)) == 2
+        assert len(server.workers()) == 2
 
 
 def _is_right(server: Server, origin: Origin) -> bool:

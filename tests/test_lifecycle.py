@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import requests
 
 from tests.origin import Origin
-from tests.server import BENTOML, ROOT, Server, plain_environ
+from tests.server import BENTOML, ROOT, Server, plain_environ, until
 
 
 def start(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -97,8 +96,9 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
             waiting = [clients.submit(server.post, "/embed", {"url": url}) for url in urls]
             for _ in range(10):
                 assert arrived.acquire(timeout=10)
-            os.kill(_worker(server), signal.SIGTERM)
-            _until(lambda: session.get(server.url + "/health", timeout=10).status_code == 503)
+            (worker,) = server.workers()
+            os.kill(worker, signal.SIGTERM)
+            until(lambda: session.get(server.url + "/health", timeout=10).status_code == 503, 10)
             assert session.get(server.url + "/health", timeout=10).json() == {"status": "draining"}
             assert session.get(server.url + "/readyz", timeout=10).status_code == 503
         release.set()
@@ -111,20 +111,4 @@ def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, st
         assert len(workers) >= 2
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
-        _until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
-
-
-def _worker(server: Server) -> int:
-    (worker,) = (
-        child
-        for child in server.children()
-        if b"_bentoml_impl.worker.service" in Path(f"/proc/{child}/cmdline").read_bytes()
-    )
-    return worker
-
-
-def _until(condition: object, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)

@@ -19,6 +19,13 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+async def decode(memory: DecodingMemory, size: int = 10) -> str:
+    await memory.take(size)
+    await turns()
+    memory.give_back(size)
+    return "decoded"
+
+
 # What there is
 
 
@@ -97,11 +104,7 @@ async def test_room_given_back_by_another_thread_wakes_who_waits() -> None:
     memory = DecodingMemory(10)
     assert memory.try_take(10)
 
-    async def decode() -> None:
-        await memory.take(10)
-        memory.give_back(10)
-
-    waiting = asyncio.ensure_future(decode())
+    waiting = asyncio.ensure_future(decode(memory))
     await turns()
     with ThreadPoolExecutor(1) as other:
         other.submit(memory.give_back, 10).result()
@@ -112,12 +115,7 @@ async def test_who_goes_away_while_waiting_leaves_the_room_to_others() -> None:
     memory = DecodingMemory(10)
     assert memory.try_take(10)
 
-    async def decode() -> str:
-        await memory.take(10)
-        memory.give_back(10)
-        return "decoded"
-
-    gone, stays = asyncio.ensure_future(decode()), asyncio.ensure_future(decode())
+    gone, stays = asyncio.ensure_future(decode(memory)), asyncio.ensure_future(decode(memory))
     await turns()
     gone.cancel()
     await turns()
@@ -130,11 +128,7 @@ async def test_who_goes_away_in_the_moment_of_his_turn_gives_the_room_back() -> 
     memory = DecodingMemory(10)
     assert memory.try_take(10)
 
-    async def decode() -> None:
-        await memory.take(10)
-        memory.give_back(10)
-
-    gone = asyncio.ensure_future(decode())
+    gone = asyncio.ensure_future(decode(memory))
     await turns()
     memory.give_back(10)  # granted, but not yet told
     gone.cancel()
@@ -147,14 +141,10 @@ async def test_too_many_who_wait_are_refused_at_once() -> None:
     memory = DecodingMemory(10)
     assert memory.try_take(10)
 
-    async def decode() -> None:
-        await memory.take(10)
-        memory.give_back(10)
-
-    waiting = [asyncio.ensure_future(decode()) for _ in range(MAX_QUEUE)]
+    waiting = [asyncio.ensure_future(decode(memory)) for _ in range(MAX_QUEUE)]
     await turns()
     with pytest.raises(Overloaded, match=f"{MAX_QUEUE} large images wait"):
-        await decode()
+        await decode(memory)
     memory.give_back(10)
     await asyncio.gather(*waiting)
     assert memory.try_take(10)
