@@ -123,8 +123,8 @@ async def encode(pixels: Pixels) -> Embeddings:
     """Off the event loop, on the core that its batch took; an image that is alone, on those beside it too."""
     beside = THREADS_ALONE // settings.threads - 1
     # Alone means that nothing is fetched or decoded either: threads that wait for each other at every layer
-    # lose more than they win where others want the cores.
-    if intake.in_flight_images > 1 or cores.free() < beside:
+    # lose more than they win where others want the cores. What waits for a slow origin wants none.
+    if intake.busy_images() > 1 or cores.free() < beside:
         return await asyncio.to_thread(encoder.encode, pixels)
     cores.take(beside)
     try:

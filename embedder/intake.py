@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+# A fetch that takes longer waits for its origin, and computes nothing meanwhile.
+SLOW_FETCH_S = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,15 @@ class Intake:
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self.in_flight_images = 0
         """From their admission until their answer is written."""
+        self._fetching_since_s: dict[Hold, float] = {}
+        """When each fetch under way began, on the event loop's clock, in that order."""
         self._flights: dict[str, _Flight] = {}
+
+    def busy_images(self) -> int:
+        """How many are in work, without those whose origin keeps them waiting."""
+        slow = asyncio.get_running_loop().time() - SLOW_FETCH_S
+        waiting = sum(1 for _ in takewhile(lambda since_s: since_s < slow, self._fetching_since_s.values()))
+        return self.in_flight_images - waiting
 
     async def start(self) -> None:
         await self._fetcher.start()
@@ -170,7 +182,12 @@ class Intake:
             return InternalError()
 
     async def _of_url(self, url: str, hold: Hold) -> Outcome:
-        return await self._of_bytes(self._known_or_decoded, await self._fetcher.fetch(url, hold))
+        self._fetching_since_s[hold] = asyncio.get_running_loop().time()
+        try:
+            data = await self._fetcher.fetch(url, hold)
+        finally:
+            del self._fetching_since_s[hold]
+        return await self._of_bytes(self._known_or_decoded, data)
 
     async def _of_data_url(self, url: str, hold: Hold) -> Outcome:
         hold.add(len(url))

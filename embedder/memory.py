@@ -59,7 +59,7 @@ class HeldBytes:
         self.total_bytes += size
 
 
-@dataclass
+@dataclass(eq=False)
 class Hold:
     """What one request, or one image, holds."""
 

@@ -16,7 +16,7 @@ from embedder.cache import EmbeddingCache
 from embedder.errors import FetchFailed, FetchTimeout, Overloaded, TooManyPixels, UnsupportedFormat
 from embedder.fetch import Fetcher
 from embedder.intake import Image, Intake
-from embedder.memory import DecodingMemory, HeldBytes
+from embedder.memory import MAX_QUEUE, DecodingMemory, HeldBytes
 from embedder.urls import URLPolicy
 from tests.origin import Origin
 
@@ -129,6 +129,22 @@ async def test_all_places_may_be_taken_and_one_more_is_refused_at_once(origin: O
         gate.open()
         assert len(await three) == 3
         assert isinstance((await in_task(desk, *[data_url(photo)] * 3))[0], Image)
+
+
+async def test_an_image_that_waits_for_a_slow_origin_is_in_work_but_not_busy(
+    origin: Origin, photo: bytes
+) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    async with intake(origin) as desk:
+        slow = asyncio.ensure_future(in_task(desk, origin.url("/gate.jpg")))
+        await gate.arrival()
+        while desk.busy_images():  # noqa: ASYNC110 - no event tells when a fetch counts as slow
+            await asyncio.sleep(0.01)
+        assert desk.in_flight_images == 1
+        gate.open()
+        assert isinstance((await slow)[0], Image)
+        assert (desk.busy_images(), desk.in_flight_images) == (0, 0)
 
 
 async def test_places_come_back_when_a_request_is_cancelled(origin: Origin, photo: bytes) -> None:
@@ -260,7 +276,7 @@ async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for
 async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them(
     origin: Origin, photo: bytes
 ) -> None:
-    pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(6)]
+    pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
     memory = DecodingMemory(4 * 451 * 300)  # of one of them
     async with intake(origin, decoding_memory=memory) as desk:
         images = await in_task(desk, *map(data_url, pictures))
