@@ -18,6 +18,7 @@ from pathlib import Path
 import bentoml
 from _bentoml_sdk import Service
 from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml.exceptions import BentoMLConfigException
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.applications import Starlette
@@ -49,7 +50,7 @@ try:
 except SettingError as error:
     raise BentoMLConfigException(str(error)) from None  # which BentoML's commands print as one line
 
-# When BentoML itself gives a request up: later than reading the body and fetching may take, plus the time
+# When a request is given up as a whole: later than reading the body and fetching may take, plus the time
 # that images in work take to pass through the network.
 REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
 
@@ -108,12 +109,15 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         with eager_batching(cores):
             app: Starlette = super().to_asgi(is_main)
+        # The door has a timeout, which reaches the request: BentoML's has it run in a task of its own.
+        unwanted: list[object] = [TimeoutMiddleware]
         if BentoMLContainer.config.tracing.exporter_type.get() is None:  # spans that would go nowhere
-            tracing: object = OpenTelemetryMiddleware  # a class, where starlette's types want a factory
-            app.user_middleware = [m for m in app.user_middleware if m.cls is not tracing]
+            unwanted.append(OpenTelemetryMiddleware)
+        app.user_middleware = [m for m in app.user_middleware if m.cls not in unwanted]
         return Door(
             app,
             keys=APIKeys(settings.api_keys),
+            timeout_s=REQUEST_TIMEOUT_S,
             open_routes=settings.open_routes,
             answers_preflight=bool(BentoMLContainer.http.cors.enabled.get()),
         )

@@ -144,15 +144,22 @@ def test_keys_are_in_no_log_and_no_answer(keyed: Server) -> None:
 # What the application behind it does
 
 
-async def passed(app: object, method: str = "POST") -> list[Message]:
-    """What a client gets of `app` behind the door."""
+async def passed(
+    app: object, method: str = "POST", *, timeout_s: float = 60, leaves: bool = False
+) -> list[Message]:
+    """What a client gets of `app` behind the door. One that `leaves` does so once its body is read."""
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+    if leaves:
+        messages.append({"type": "http.disconnect"})
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
 
     scope: Scope = {
         "type": "http",
@@ -160,7 +167,8 @@ async def passed(app: object, method: str = "POST") -> list[Message]:
         "method": method,
         "headers": [],
     }
-    await Door(app, keys=APIKeys([]))(scope, receive, send)  # type: ignore[arg-type]  # an ASGI application
+    door = Door(app, keys=APIKeys([]), timeout_s=timeout_s)  # type: ignore[arg-type]  # an ASGI application
+    await door(scope, receive, send)
     return sent
 
 
@@ -208,3 +216,56 @@ def test_an_application_that_fails_is_answered_for() -> None:
     assert start["status"] == 500
     assert b'"code":"internal_error"' in body["body"]
     assert b"a bug" not in body["body"]
+
+
+class Endless:
+    """An application that reads the body and is then never done, before or after it has begun to answer."""
+
+    def __init__(self, *, begins: bool = False) -> None:
+        self.ended = False
+        self._begins = begins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if self._begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+
+
+def test_a_request_that_takes_too_long_is_ended_and_answered() -> None:
+    app = Endless()
+    start, body = asyncio.run(passed(app, timeout_s=0.05))
+    assert app.ended
+    assert start["status"] == 429
+    assert (b"retry-after", b"1") in start["headers"]
+    assert b"the request was not finished within 0.05 s" in body["body"]
+
+
+def test_a_request_whose_client_leaves_is_ended_without_a_word() -> None:
+    app = Endless()
+    assert asyncio.run(passed(app, leaves=True)) == []
+    assert app.ended
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_answer_that_has_begun_is_not_cut_short(leaves: bool) -> None:
+    async def run() -> None:
+        app = Endless(begins=True)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(passed(app, timeout_s=0.05, leaves=leaves), 0.5)
+
+    asyncio.run(run())
+
+
+def test_whoever_ends_a_request_from_outside_is_not_answered_for() -> None:
+    async def run() -> None:
+        task = asyncio.ensure_future(passed(Endless()))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())

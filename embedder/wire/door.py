@@ -1,18 +1,25 @@
-"""What stands before BentoML's application: routes that exist, keys, and one shape for every error.
+"""What stands before BentoML's application: routes that exist, keys, a deadline, one shape for all errors.
 
     request ─► route? method? key? ─► BentoML's application ─► an error in another shape? ─► answer
+                     │                      └── given up when it takes too long, or its client goes away
                      └── refused here, at once
 
 BentoML counts each path that it is asked for in a metric of its own, so one that does not exist never
 reaches it: whoever asks for random paths would fill the memory.
+
+An answer that is given before the request's body was read to its end closes the connection: otherwise a
+body of any length, at any speed, would keep it for as long as its sender likes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +38,11 @@ from embedder.errors import (
 from embedder.wire.route import error_response
 
 logger = logging.getLogger(__name__)
+
+# Of a body that nobody wants, after its answer: who is still sending when the connection is closed is told of
+# a reset, and may never see the answer. Longer and more than this is not waited for: RFC 9112 section 9.6.
+LINGER_S = 2.0
+LINGER_BYTES = 64_000_000
 
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
@@ -67,12 +79,17 @@ class Door:
         app: ASGIApp,
         *,
         keys: APIKeys,
+        timeout_s: float,
         open_routes: frozenset[str] = frozenset(),
         answers_preflight: bool = False,
     ) -> None:
-        """`open_routes` are names of OPENABLE; `answers_preflight`: `app` knows what other sites may ask."""
+        """`timeout_s` is what a request may take from its head to the first byte of its answer.
+
+        `open_routes` are names of OPENABLE; `answers_preflight`: `app` knows what other sites may ask.
+        """
         self._app = app
         self._keys = keys
+        self._timeout_s = timeout_s
         self._answers_preflight = answers_preflight
         self._open = ALWAYS_OPEN.union(*(OPENABLE[name] for name in open_routes))
 
@@ -80,20 +97,28 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
-            return
-        answer = _Answer(send, reshapes=scope["method"] in _POST)
+        client = _Client(receive, send, body_read=not _announces_body(scope))
+        error = self._refusal(scope) or await self._served(scope, client)
+        if error is not None:
+            await error_response(error)(scope, client.receive, client.send)
+
+    async def _served(self, scope: Scope, client: _Client) -> EmbedderError | None:
+        """What is to be answered in place of what BentoML's application has; None: it has answered."""
+        answer = _Answer(client.send, reshapes=scope["method"] in _POST)
         try:
-            await self._app(scope, receive, answer.send)
+            with client.patience(self._timeout_s):
+                await self._app(scope, client.receive, answer.send)
+        except asyncio.CancelledError:
+            if client.late:
+                return Overloaded(f"the request was not finished within {self._timeout_s:g} s")
+            if not client.gone:
+                raise
         except Exception:  # nobody answers for a middleware that fails: the client would wait
-            if answer.begun:
+            if client.begun:
                 raise
             logger.exception("a request failed in a way that was not foreseen")
-            answer.foreign = InternalError()
-        if answer.foreign is not None:
-            await error_response(answer.foreign)(scope, receive, send)
+            return InternalError()
+        return answer.foreign
 
     def _refusal(self, scope: Scope) -> EmbedderError | None:
         path, method = scope["path"], scope["method"]
@@ -111,13 +136,93 @@ class Door:
         return None
 
 
+def _announces_body(scope: Scope) -> bool:
+    """Whether a body follows the request's head: RFC 9112 section 6.3."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+@dataclass
+class _Client:
+    """Who has sent a request: its body comes from here, and its answer goes here."""
+
+    _receive: Receive
+    _send: Send
+    body_read: bool
+    """To its end, or as far as it will come."""
+    begun: bool = False
+    """The answer, which is as good as done then: nothing cuts it short."""
+    late: bool = False
+    gone: bool = False
+    _served_by: asyncio.Task[Any] | None = None  # Any: the server's own task, whatever it returns
+    _watch: asyncio.Task[None] | None = None
+    _closes: bool = False
+
+    @contextmanager
+    def patience(self, timeout_s: float) -> Iterator[None]:
+        """Cancels the running task when this lasts for too long, or when nobody waits for it any more.
+
+        What nobody will read must cost nothing more. Afterwards `late` or `gone` says why.
+        """
+        self._served_by = asyncio.current_task()
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._too_late)
+        try:
+            yield
+        finally:
+            self._served_by = None
+            timer.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
+
+    def _too_late(self) -> None:
+        self.late = self._cancel()
+
+    def _cancel(self) -> bool:
+        return self._served_by is not None and not self.begun and self._served_by.cancel()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):  # nor is there more when the client is gone
+            self.body_read = True
+            if self._served_by is not None and self._watch is None:
+                self._watch = asyncio.get_running_loop().create_task(self._until_gone())
+        return message
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = self._cancel()
+
+    async def send(self, message: Message) -> None:
+        self.begun = True
+        if message["type"] == "http.response.start" and not self.body_read:
+            self._closes = True
+            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        if self._closes and message["type"] == "http.response.body" and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await self._discard()
+            message = {"type": "http.response.body"}  # with which the server closes
+        await self._send(message)
+
+    async def _discard(self) -> None:
+        """Read what still comes, for as long as that is worth it."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard_some(), LINGER_S)
+
+    async def _discard_some(self) -> None:
+        discarded = 0
+        while not self.body_read and discarded < LINGER_BYTES:
+            discarded += len((await self.receive()).get("body", b""))
+
+
 @dataclass
 class _Answer:
     """Passes an answer on, unless it is an error in another shape than ours: what that means is kept."""
 
     _send: Send
     reshapes: bool
-    begun: bool = False
     foreign: EmbedderError | None = None
     _held: Message | None = None
     _body: bytearray = field(default_factory=bytearray)
@@ -127,7 +232,6 @@ class _Answer:
             self._held = message
             return
         if self._held is None:
-            self.begun = True
             await self._send(message)
             return
         self._body += message.get("body", b"")
@@ -137,7 +241,6 @@ class _Answer:
         if not _is_ours(bytes(self._body)):
             self.foreign = _translated(held["status"])
             return
-        self.begun = True
         await self._send(held)
         await self._send({**message, "body": bytes(self._body)})
 
