@@ -701,13 +701,25 @@ async def test_a_redirect_to_a_url_without_a_host_is_refused_not_repaired(
     assert len(origin.requests) == 1
 
 
-@pytest.mark.parametrize("answer", [["10.0.0.7"], ["::1"], [PUBLIC, "10.0.0.7"], []])
+@pytest.mark.parametrize("answer", [*FORBIDDEN_ANSWERS, []], ids=lambda answer: ",".join(answer)[:40])
 async def test_a_redirect_to_a_forbidden_name_looks_unreachable(origin: Origin, answer: list[str]) -> None:
     origin.redirect("/old", origin.url("/cat.jpg", host="inside.test"))
-    dialler = Dialler(origin)
-    async with fetching(origin, names={"inside.test": answer}, dialler=dialler) as fetcher:
-        assert await outcome(fetcher.fetch(origin.url("/old"))) == UNREACHABLE
-    assert dialler.elsewhere == []
+    names = {"outside.test": [PUBLIC], "inside.test": answer}
+    dialler = Dialler(origin, stands_for=PUBLIC)
+    async with fetching(origin, networks=(), names=names, dialler=dialler) as fetcher:
+        assert await outcome(fetcher.fetch(origin.url("/old", host="outside.test"))) == UNREACHABLE
+    assert dialler.dialled == [(PUBLIC, origin.port)]
+
+
+@pytest.mark.parametrize("host", FORBIDDEN_ADDRESSES, ids=lambda host: host)
+async def test_a_redirect_to_a_forbidden_literal_is_refused(origin: Origin, host: str) -> None:
+    origin.redirect("/old", origin.url("/cat.jpg", host=f"[{host}]" if ":" in host else host))
+    names, dialler = Names({"outside.test": [PUBLIC]}), Dialler(origin, stands_for=PUBLIC)
+    async with fetching(origin, networks=(), names=names, dialler=dialler) as fetcher:
+        kind, code, _ = await outcome(fetcher.fetch(origin.url("/old", host="outside.test")))
+    assert (kind, code) == (FetchFailed, "fetch_failed")
+    assert names.calls == ["outside.test"]
+    assert dialler.dialled == [(PUBLIC, origin.port)]
 
 
 async def test_a_redirect_without_a_location_is_a_failure(origin: Origin) -> None:

@@ -34,11 +34,18 @@ CLOUDINARY = [
 
 
 def refused(text: str, policy: URLPolicy = POLICY) -> bool:
+    """Whether `text` is. As the target of a redirect it then is too, or leads where everybody reads it to."""
     try:
         policy.admit(text)
+        return False
+    except URLNotAllowed:
+        pass
+    try:
+        target = policy.follow(BASE, text)
     except URLNotAllowed:
         return True
-    return False
+    assert_everybody_reads(target, policy)  # "cat.jpg" and "//host/cat.jpg" lead somewhere from BASE
+    return True
 
 
 def admitted(text: str, policy: URLPolicy = POLICY) -> str:
