@@ -13,7 +13,7 @@ BIN := .venv/bin
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bento lock bench soak
+.PHONY: help setup serve test lint format bento lock bench soak release-check
 
 help:
 	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
@@ -24,6 +24,7 @@ help:
 	@echo "make format  let ruff format"
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
 	@echo "make soak    good and hostile traffic for a while, and what the service holds on to (MINUTES=30)"
+	@echo "make release-check  everything that must be so before a release"
 	@echo "make lock    pin what serves again, into requirements.lock"
 
 # A few milliseconds when there is nothing to do.
@@ -60,3 +61,6 @@ soak: setup
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
 		pyproject.toml --output-file requirements.lock
+
+release-check: setup
+	@$(BIN)/python scripts/release_check.py
