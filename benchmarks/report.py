@@ -50,9 +50,10 @@ def _machine(results: Results) -> str:
     facts = dict(results.machine)
     place = ", ".join(facts.pop(name) for name in ("processor", "memory", "system"))
     photos = ", ".join(f"{size} {kb:.0f} kB" for size, kb in results.photo_kb.items())
+    commit = facts.pop("commit")
     versions = ", ".join(f"{name} {value}" for name, value in facts.items())
     return (
-        f"{results.workers} cores of: {place}. {versions}. Mean size of a photo: {photos}. "
+        f"Commit {commit}, {results.workers} cores of: {place}. {versions}. Mean size of a photo: {photos}. "
         f"The run took {results.minutes:.0f} minutes. Medians over rounds, the extremes in brackets."
     )
 

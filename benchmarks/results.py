@@ -100,8 +100,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor, memory, system, and the version of everything that took part."""
+    """The commit, processor, memory, system, and the version of everything that took part."""
     facts = {
+        "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude=*"),
         "processor": _field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         "memory": f"{int(_field(Path('/proc/meminfo'), 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +80,30 @@ def test_the_python_examples_run(server: Server, block: str) -> None:
         [sys.executable, "-c", code], env=plain_environ(), capture_output=True, text=True, check=True
     )
     assert done.stdout == "512\n"
+
+
+def test_the_images_per_second_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    rates: dict[str, dict[str, list[float]]] = {}
+    for run in measured["runs"]:
+        if run["connections"] == 16:
+            label = measured["sides"][run["side"]]
+            rates.setdefault(label, {}).setdefault(run["size"], []).append(run["rate"])
+    for precision, sizes in measured["ceiling"].items():
+        rates[f"ceiling, {precision}"] = sizes
+    table = README.partition("## How fast it is")[2].partition("## ")[0]
+    shown = {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)
+    }
+    assert shown == {
+        label: tuple(_shown(statistics.median(sizes[size])) for size in ("640", "1600", "12MP"))
+        for label, sizes in rates.items()
+    }
+
+
+def _shown(rate: float) -> str:
+    return f"{rate:.{1 if rate < 100 else 0}f}"
 
 
 def blocks(text: str, language: str) -> list[str]:
