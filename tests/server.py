@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +18,7 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 BENTOML = Path(sys.executable).with_name("bentoml")
 START_TIMEOUT_S = 60.0
+_LISTENING = "0A"  # in /proc/net/tcp
 
 
 def free_port() -> int:
@@ -100,6 +102,33 @@ class Server:
     def workers(self) -> set[int]:
         """Those of them that serve."""
         return {child for child in self.children() if b"_bentoml_impl.worker.service" in _command(child)}
+
+    def descriptors(self) -> int:
+        """How many files and sockets all its processes below the first have open."""
+        return sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in self.children())
+
+    def resident_bytes(self) -> dict[int, int]:
+        """The memory of each process below the first."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {
+            process: int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page
+            for process in self.children()
+        }
+
+    def client_ports(self, worker: int) -> set[int]:
+        """The clients' ports of the connections that `worker` has accepted."""
+        opened = set()
+        for descriptor in Path(f"/proc/{worker}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                opened.add(os.readlink(descriptor))
+        # proc(5): number, local and remote address, state, 5 fields more, inode; all but that hexadecimal.
+        rows = [row.split() for row in Path(f"/proc/{worker}/net/tcp").read_text().splitlines()[1:]]
+        own = f":{self.port:04X}"
+        return {
+            int(row[2].partition(":")[2], 16)
+            for row in rows
+            if row[1].endswith(own) and row[3] != _LISTENING and f"socket:[{row[9]}]" in opened
+        }
 
     def post(self, path: str, body: object, **options: object) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]
