@@ -83,7 +83,11 @@ class URLPolicy:
         if location.startswith("//"):
             return self.admit(f"{url.scheme}:{location}")
         _check_characters(location)
-        return self.admit(str(url.join(URL(location, encoded=True))))
+        try:
+            target = str(url.join(URL(location, encoded=True)))
+        except ValueError:  # of yarl, to which what is before a colon is a scheme, whatever it begins with
+            raise URLNotAllowed("the redirect's target can't be read") from None
+        return self.admit(target)
 
     def _admitted_host(self, text: str) -> str:
         """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""

@@ -986,6 +986,8 @@ def test_a_semicolon_at_the_end_of_a_redirects_path_is_kept(location: str, targe
         "\\\\example.org\\",
         "//-",
         "//./",
+        ".x://example.org:.y/",
+        "1http://example.org:x/",
     ],
     ids=ascii,
 )
