@@ -44,6 +44,7 @@ from embedder.wire.openapi import OpenAPIDocument, openapi_document
 from embedder.wire.pages import describe, pages
 from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
 from embedder.wire.single import EmbedRequest, EmbedResponse
+from embedder.worker_gauges import WorkerGauges
 
 try:
     settings = Settings.from_environ(os.environ)
@@ -58,12 +59,16 @@ CORES = available_cores()
 # One image can't keep more than a few cores busy.
 THREADS_ALONE = max(settings.threads, min(CORES, 4))
 
+# BentoML's for its workers' metrics: they have it to themselves, and it is empty when they start. It is
+# elsewhere than its configuration says where that can't be written; None in a process that is no worker.
+_folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+WORKERS_FOLDER = Path(_folder) if _folder else None
+
 embedding_model = EmbeddingModel(settings.model)
 encoder = Encoder(threads=settings.threads, threads_alone=THREADS_ALONE)
 cores = Cores.shared(
     max(1, CORES // settings.threads),
-    # BentoML's for its workers' metrics: they have it to themselves, and it is empty when they start.
-    folder=Path(BentoMLContainer.prometheus_multiproc_dir.get()),
+    folder=WORKERS_FOLDER,
     worker=bentoml.server_context.worker_index,
 )
 drain = Drain()
@@ -87,6 +92,11 @@ intake = Intake(
     max_image_bytes=settings.max_image_bytes,
     max_image_pixels=settings.max_image_pixels,
     decode_threads=max(4, CORES),
+)
+worker_gauges = WorkerGauges(
+    in_flight_images=lambda: intake.in_flight_images,
+    in_flight_bytes=lambda: held_bytes.total_bytes,
+    folder=WORKERS_FOLDER,
 )
 wiring = Wiring(
     intake=intake,
@@ -176,6 +186,7 @@ class ImageEmbedder:
     async def start(self) -> None:
         raise_descriptor_limit()
         await intake.start()
+        worker_gauges.start()
         drain.install()
         # What is there by now stays. Looking through it again and again took the garbage collector a fifth
         # of the event loop's time.
@@ -184,6 +195,7 @@ class ImageEmbedder:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        worker_gauges.close()
         await intake.close()
 
     async def __is_ready__(self) -> bool:

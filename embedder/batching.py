@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from _bentoml_impl.server import app as bentoml_app
 from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
 
+from embedder import metrics
 from embedder.cores import Cores
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class _Job:
     rows: Array
     result: asyncio.Future[Array]
     enqueued_s: float
+    """On the clock of `perf_counter`: the event loop's counts in whole milliseconds."""
     taken: int = 0
     """How many of the rows, the first ones, are on their way or back."""
     results: dict[int, Array] = field(default_factory=dict)
@@ -120,19 +123,18 @@ class Batcher:
     async def _submit(self, rows: Array) -> Array:
         if len(rows) == 0:  # an error, or embeddings that are known: answered without queueing, and no batch
             return np.empty(0)
-        loop = asyncio.get_running_loop()
-        job = _Job(rows, loop.create_future(), loop.time())
+        job = _Job(rows, asyncio.get_running_loop().create_future(), perf_counter())
         self._queue.append(job)
         self._lane.dispatch()
         return await job.result
 
     def waiting_since_s(self) -> float | None:
-        """When the oldest job that is still wanted came, on the event loop's clock; None without one."""
+        """When the oldest job that is still wanted came, on the clock of `perf_counter`; None without one."""
         while self._queue:
             job = self._queue[0]
             if job.result.done():  # cancelled
                 self._queue.popleft()
-            elif asyncio.get_running_loop().time() - job.enqueued_s > self._max_latency_s:
+            elif perf_counter() - job.enqueued_s > self._max_latency_s:
                 self._queue.popleft()
                 job.result.set_exception(
                     ServiceUnavailable(f"waited {self._max_latency_s:g} s for the model")
@@ -153,6 +155,7 @@ class Batcher:
         while room and self.waiting_since_s() is not None:
             job = self._queue[0]
             part = _Part(job, job.taken, job.rows[job.taken : job.taken + room])
+            metrics.queue_stage.observe(perf_counter() - job.enqueued_s)
             batch.append(part)
             job.taken += len(part.rows)
             room -= len(part.rows)
@@ -162,8 +165,10 @@ class Batcher:
 
     async def run(self, batch: Sequence[_Part]) -> None:
         """Run `batch` and hand the results to who waits for them."""
+        metrics.batch_size.observe(sum(len(part.rows) for part in batch))
         try:
-            results = await self._infer([part.rows for part in batch])
+            with metrics.encode_stage.time():
+                results = await self._infer([part.rows for part in batch])
         except Exception as exc:
             for part in batch:
                 if not part.job.result.done():

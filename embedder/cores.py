@@ -51,12 +51,12 @@ class Cores:
         self._in_use[worker] = 0  # a worker that was killed has left its own
 
     @classmethod
-    def shared(cls, total: int, *, folder: Path, worker: int | None) -> Cores:
+    def shared(cls, total: int, *, folder: Path | None, worker: int | None) -> Cores:
         """Shared among the workers that have the same parent process, by a file in `folder`.
 
-        `worker` is BentoML's number of this one, from 1; None in a process that is no worker.
+        `worker` is BentoML's number of this one, from 1. Either is None in a process that is no worker.
         """
-        if worker is None:
+        if folder is None or worker is None:
             return cls(total)
         folder.mkdir(parents=True, exist_ok=True)
         places = 2 * MAX_WORKERS  # BentoML numbers the successor of a worker up to twice as high

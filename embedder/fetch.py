@@ -22,6 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
+from embedder import metrics
 from embedder.addresses import Address, AddressPolicy
 from embedder.decode import HEAD_BYTES, sniff
 from embedder.errors import (
@@ -125,11 +126,12 @@ class Fetcher:
         url = self._urls.admit(text)
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            for _ in range(self._max_redirects + 1):
-                answer = await self._get(url, deadline, hold)
-                if isinstance(answer, bytes):
-                    return answer
-                url = answer
+            with metrics.fetch_stage.time():
+                for _ in range(self._max_redirects + 1):
+                    answer = await self._get(url, deadline, hold)
+                    if isinstance(answer, bytes):
+                        return answer
+                    url = answer
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as exc:
             # ValueError is aiohttp's for some malformed answers.
             raise self._translated(exc) from exc

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import takewhile
+from time import perf_counter
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -32,7 +33,6 @@ from embedder.memory import DecodingMemory, HeldBytes, Hold
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 # A fetch that takes longer waits for its origin, and computes nothing meanwhile.
 SLOW_FETCH_S = 0.25
@@ -193,25 +193,23 @@ class Intake:
         hold.add(len(url))
         return await self._of_bytes(self._read_and_decoded, url)
 
-    async def _of_bytes(self, work: Callable[[T], Outcome | _Postponed], argument: T) -> Outcome:
-        outcome = await self._in_decoder(work, argument)
+    async def _of_bytes(self, work: Callable[[T, float], Outcome | _Postponed], argument: T) -> Outcome:
+        arrived_s = perf_counter()
+        # The one crossing from the event loop to the decoding threads, but for what has to wait for memory.
+        outcome = await asyncio.get_running_loop().run_in_executor(self._decoders, work, argument, arrived_s)
         if not isinstance(outcome, _Postponed):
             return outcome
         size = outcome.picture.decoding_bytes
         await self._decoding_memory.take(size)
-        decoding = self._decoders.submit(decode_picture, outcome.picture)
+        decoding = self._decoders.submit(_decoded, outcome.picture, arrived_s)
         # Not when the request is given up: a thread can't be.
         decoding.add_done_callback(lambda _: self._decoding_memory.give_back(size))
         return Image(await asyncio.wrap_future(decoding), outcome.key)
 
-    async def _in_decoder(self, work: Callable[[T], U], argument: T) -> U:
-        """The one crossing from the event loop to the decoding threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, argument)
+    def _read_and_decoded(self, url: str, arrived_s: float) -> Outcome | _Postponed:
+        return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes), arrived_s)
 
-    def _read_and_decoded(self, url: str) -> Outcome | _Postponed:
-        return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes))
-
-    def _known_or_decoded(self, data: bytes) -> Outcome | _Postponed:
+    def _known_or_decoded(self, data: bytes, arrived_s: float) -> Outcome | _Postponed:
         key = self._cache.key(data)
         known = self._cache.get(key)
         if known is not None:
@@ -224,7 +222,7 @@ class Intake:
         if not self._decoding_memory.try_take(picture.decoding_bytes):
             return _Postponed(picture, key)
         try:
-            return Image(decode_picture(picture), key)
+            return Image(_decoded(picture, arrived_s), key)
         finally:
             self._decoding_memory.give_back(picture.decoding_bytes)
 
@@ -233,3 +231,10 @@ class Intake:
         if picture.decoding_bytes > limit_bytes:
             limit_pixels = picture.pixels * limit_bytes // picture.decoding_bytes
             raise TooManyPixels(width=picture.width, height=picture.height, limit_pixels=limit_pixels)
+
+
+def _decoded(picture: Picture, arrived_s: float) -> NDArray[np.uint8]:
+    """The pixels of `picture`, which came at `arrived_s` on the clock of `perf_counter`."""
+    metrics.decode_queue_stage.observe(perf_counter() - arrived_s)
+    with metrics.decode_stage.time():
+        return decode_picture(picture)

@@ -34,6 +34,12 @@ def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return memory
 
 
+def resident_memory_bytes() -> int:
+    """What this process has resident, shared pages too. Raises OSError where there is no /proc."""
+    resident_pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 class HeldBytes:
     """The bytes of bodies and downloads in work. For one event loop."""
 

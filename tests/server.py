@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 import requests
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 BENTOML = Path(sys.executable).with_name("bentoml")
@@ -135,6 +137,15 @@ class Server:
 
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, timeout=60)
+
+    def samples(self, name: str) -> list[Sample]:
+        """Those of `/metrics` with that name."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        return [sample for family in families for sample in family.samples if sample.name == name]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples with that name and those labels, over all workers and routes."""
+        return sum(sample.value for sample in self.samples(name) if labels.items() <= sample.labels.items())
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

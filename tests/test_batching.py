@@ -11,6 +11,7 @@ import pytest
 from _bentoml_impl.server import app as bentoml_app
 from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 
 from embedder.batching import Batcher, Lane, eager_batching
 from embedder.cores import Cores
@@ -99,6 +100,44 @@ async def test_a_request_larger_than_a_batch_is_split_and_put_together_again() -
     assert [sum(map(len, batch)) for batch in model.batches] == [4, 4, 3]
     assert large.result().tolist() == [2.0 * n for n in range(10)]
     assert small.result().tolist() == [200]
+
+
+async def test_waiting_and_computing_are_measured_each_for_itself() -> None:
+    model, submit = (model := Model()), batcher()(model)
+    before = {name: measured(*name) for name in MEASURED}
+    results = [asyncio.ensure_future(submit(rows(0, 1)))]
+    await turns()
+    results.append(asyncio.ensure_future(submit(rows(2))))
+    await asyncio.sleep(0.1)
+    for _ in range(2):
+        model.finish_one()
+        await turns()
+    grown = {name: measured(*name) - before[name] for name in MEASURED}
+    assert all(result.done() for result in results)
+    # The first batch takes 0.1 s, for which the second request waits.
+    assert grown["stage_duration_seconds_count", "queue"] == 2
+    assert grown["stage_duration_seconds_count", "encode"] == 2
+    assert grown["stage_duration_seconds_sum", "queue"] > 0.09
+    assert grown["stage_duration_seconds_sum", "encode"] > 0.09
+    assert grown["batch_size_count", None] == 2
+    assert grown["batch_size_sum", None] == 3
+
+
+MEASURED = [
+    *(
+        (f"stage_duration_seconds_{what}", stage)
+        for what in ("count", "sum")
+        for stage in ("queue", "encode")
+    ),
+    ("batch_size_count", None),
+    ("batch_size_sum", None),
+]
+
+
+def measured(name: str, stage: str | None) -> float:
+    value = REGISTRY.get_sample_value(f"embedder_{name}", {"stage": stage} if stage else None)
+    assert value is not None
+    return value
 
 
 async def test_a_request_without_rows_is_answered_while_the_model_is_busy() -> None:

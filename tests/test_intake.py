@@ -10,6 +10,7 @@ from ipaddress import ip_network
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from embedder.addresses import AddressPolicy
 from embedder.cache import EmbeddingCache
@@ -278,10 +279,19 @@ async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them
 ) -> None:
     pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
     memory = DecodingMemory(4 * 451 * 300)  # of one of them
+    before = {stage: count(stage) for stage in ("decode_queue", "decode")}
     async with intake(origin, decoding_memory=memory) as desk:
         images = await in_task(desk, *map(data_url, pictures))
     assert all(isinstance(image, Image) for image in images)
     assert memory.try_take(memory.limit_bytes)  # everything was given back
+    # And counted once, whether it waited or not.
+    assert {stage: count(stage) - before[stage] for stage in before} == dict.fromkeys(before, len(pictures))
+
+
+def count(stage: str) -> float:
+    value = REGISTRY.get_sample_value("embedder_stage_duration_seconds_count", {"stage": stage})
+    assert value is not None
+    return value
 
 
 async def test_what_can_never_fit_is_refused_with_the_pixels_that_would(origin: Origin, photo: bytes) -> None:

@@ -26,7 +26,6 @@ import requests
 from numpy.typing import NDArray
 from openapi_spec_validator import validate
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from embedder import __version__
 from tests.conftest import Reference
@@ -212,19 +211,9 @@ def test_300_requests_at_once_get_each_their_own_answer(
             assert np.array(answer.json()["embedding"]) @ four[meant][1] >= 0.9999
     assert Counter(answer.status_code for answer in answers)[200] == 200
     # And they went through the model together.
-    batches = sample(server, "bentoml_service_adaptive_batch_size_count")
-    alone = sample(server, "bentoml_service_adaptive_batch_size_bucket", le="1.0")
+    batches = server.metric("bentoml_service_adaptive_batch_size_count")
+    alone = server.metric("bentoml_service_adaptive_batch_size_bucket", le="1.0")
     assert alone < batches
-
-
-def sample(server: Server, name: str, **labels: str) -> float:
-    """The sum of /metrics' samples of that name, over all workers and routes."""
-    return sum(
-        found.value
-        for family in text_string_to_metric_families(server.get("/metrics").text)
-        for found in family.samples
-        if found.name == name and labels.items() <= found.labels.items()
-    )
 
 
 def test_the_same_bytes_are_encoded_once_in_each_worker_and_counted(
@@ -234,9 +223,9 @@ def test_the_same_bytes_are_encoded_once_in_each_worker_and_counted(
     with Server(tmp_path / "log", environ) as server:
         answers = [server.post("/embed", {"url": data_url(photo)}).json() for _ in range(3)]
         assert answers[0] == answers[1] == answers[2]
-        assert sample(server, "embedder_cache_misses_total") == 1
-        assert sample(server, "embedder_cache_hits_total") == 2
-        assert sample(server, "bentoml_service_adaptive_batch_size_count") == 1
+        assert server.metric("embedder_cache_misses_total") == 1
+        assert server.metric("embedder_cache_hits_total") == 2
+        assert server.metric("bentoml_service_adaptive_batch_size_count") == 1
 
 
 def test_an_empty_batch_is_an_empty_answer(server: Server) -> None:

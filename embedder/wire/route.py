@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from embedder import metrics
 from embedder.cache import Embedding
 from embedder.errors import (
     BodyTooLarge,
@@ -144,6 +145,7 @@ class RouteResponse(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SD
         try:
             if isinstance(admission.outcomes, EmbedderError):
                 raise admission.outcomes
+            _count(admission.outcomes)
             content = cls.render(
                 [
                     encoded[outcome] if isinstance(outcome, Image) else outcome
@@ -172,6 +174,7 @@ def json_response(content: object, *, status: int = 200, headers: dict[str, str]
 
 
 def error_response(error: EmbedderError) -> Response:
+    metrics.request_errors.labels(error.code).inc()
     headers: dict[str, str] = {}
     if isinstance(error, ServiceError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -182,6 +185,13 @@ def error_response(error: EmbedderError) -> Response:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return json_response({"error": str(error), "code": error.code}, status=error.status, headers=headers)
+
+
+def _count(outcomes: Sequence[Outcome]) -> None:
+    metrics.images.inc(len(outcomes))
+    for outcome in outcomes:
+        if isinstance(outcome, EmbedderError):
+            metrics.image_errors.labels(outcome.code).inc()
 
 
 async def _read_json(request: Request, hold: Hold, *, max_bytes: int) -> dict[str, Any]:  # Any: JSON
