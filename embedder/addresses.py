@@ -15,7 +15,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 # IANA's IPv4 special-purpose registry, multicast, class E, and the metadata address of one cloud.
-_DENIED_IPV4 = tuple(
+DENIED_IPV4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this network
@@ -42,8 +42,8 @@ _DENIED_IPV4 = tuple(
 
 # The only IPv6 block handed out so far. It leaves out loopback, IPv4-mapped and -compatible forms, NAT64,
 # unique local, link-local and multicast addresses.
-_GLOBAL_UNICAST = IPv6Network("2000::/3")
-_DENIED_IPV6 = tuple(
+GLOBAL_UNICAST = IPv6Network("2000::/3")
+DENIED_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # IETF protocol assignments: Teredo, benchmarking, ORCHID
@@ -80,10 +80,10 @@ class AddressPolicy:
 def is_public(address: Address) -> bool:
     """Whether `address` is an ordinary public unicast address."""
     if isinstance(address, IPv4Address):
-        return not any(address in network for network in _DENIED_IPV4)
+        return not any(address in network for network in DENIED_IPV4)
     if address.scope_id is not None or _is_isatap(address):
         return False
-    return address in _GLOBAL_UNICAST and not any(address in net for net in _DENIED_IPV6)
+    return address in GLOBAL_UNICAST and not any(address in net for net in DENIED_IPV6)
 
 
 def _is_isatap(address: IPv6Address) -> bool:
