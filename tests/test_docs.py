@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""What the READMEs say is so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from embedder import errors
 from embedder.settings import KNOBS, Knob
@@ -18,6 +19,7 @@ from tests.server import ROOT, Server, plain_environ
 
 README = (ROOT / "README.md").read_text()
 FRENCH = (ROOT / "README.fr.md").read_text()
+DEPLOY = (ROOT / "deploy" / "README.md").read_text()
 
 
 def tree(error: type[errors.EmbedderError]) -> Iterator[type[errors.EmbedderError]]:
@@ -36,7 +38,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_meaning(knob: Knob) 
 
 
 def test_no_setting_is_in_the_readme_that_is_not_one() -> None:
-    named = set(re.findall(r"\bEMBEDDER_[A-Z_]+\b", README + FRENCH))
+    named = set(re.findall(r"\bEMBEDDER_[A-Z_]+\b", README + FRENCH + DEPLOY))
     assert named <= {knob.variable for knob in KNOBS.values()}
 
 
@@ -49,13 +51,24 @@ def test_every_error_code_is_in_the_readme_with_its_status() -> None:
 
 def test_every_make_target_named_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)\b", README + FRENCH)) <= targets
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README + FRENCH + DEPLOY)) <= targets
 
 
-@pytest.mark.parametrize("text", [README, FRENCH], ids=["README.md", "README.fr.md"])
-def test_every_link_to_a_file_leads_to_one(text: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("file", ["README.md", "README.fr.md", "deploy/README.md"])
+def test_every_link_to_a_file_leads_to_one(file: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[)#]", (ROOT / file).read_text())
+    assert links
+    for target in links:
+        assert ((ROOT / file).parent / target).exists(), target
+
+
+def test_every_metric_and_every_alert_is_in_its_table(server: Server) -> None:
+    rows = "\n".join(re.findall(r"^\| `embedder_.*$", DEPLOY, re.MULTILINE))
+    named = {re.sub("{.*", "", name) for name in re.findall(r"`(embedder_[^`]+)`", rows)}
+    families = re.findall(r"^# TYPE (embedder_\w+) ", server.get("/metrics").text, re.MULTILINE)
+    assert named == set(families)
+    alerts = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
+    assert re.findall(r"^\| `(Embedder\w+)` \|", DEPLOY, re.MULTILINE) == [rule["alert"] for rule in alerts]
 
 
 @pytest.mark.parametrize("text", [README, FRENCH], ids=["README.md", "README.fr.md"])
