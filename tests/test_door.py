@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import re
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,13 @@ import requests
 from starlette.types import Message, Receive, Scope, Send
 
 from embedder.api_keys import APIKeys
-from embedder.wire.door import ROUTES, Door
+from embedder.wire.door import LINGER_BYTES, LINGER_S, ROUTES, Door
 from tests.server import Server
 
 OLD, NEW = "the-key-until-tomorrow", "the-key-from-today-on"
 HEALTH = ("/health", "/livez", "/readyz", "/healthz")
+# What socket buffers on both sides may take of a body that nobody reads.
+BUFFERED_BYTES = 16_000_000
 DOCS = ("/", "/docs", "/docs.json", "/schema.json", "/static_content/swagger-ui.css")
 
 
@@ -139,6 +144,55 @@ def test_keys_are_in_no_log_and_no_answer(keyed: Server) -> None:
     info = requests.get(f"{keyed.url}/info", headers={"X-API-Key": NEW}).text
     for text in (keyed.log.read_text(), info, keyed.get("/metrics").text):
         assert not re.search(f"{OLD}|{NEW}", text)
+
+
+# Bodies that are not read
+
+
+def test_who_sends_on_after_a_refusal_is_cut_off_and_has_the_answer(keyed: Server) -> None:
+    sent = 0
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=30) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 400000000\r\n\r\n")
+        answer = connection.recv(65536)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(400):
+                connection.sendall(bytes(1_000_000))
+                sent += 1_000_000
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in answer
+    assert sent < LINGER_BYTES + BUFFERED_BYTES
+
+
+def test_who_goes_on_dripping_after_a_refusal_is_cut_off(keyed: Server) -> None:
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=0.1) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        answer = bytearray()
+        deadline = time.monotonic() + LINGER_S + 10
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                connection.sendall(b"x")
+                chunk = connection.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not chunk:
+                break
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"url": 5}', b'{"url": "ftp://x"}'])
+def test_an_error_about_a_body_that_was_read_keeps_the_connection(server: Server, body: bytes) -> None:
+    answer = requests.post(f"{server.url}/embed", data=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code >= 400
+    assert "Connection" not in answer.headers
+
+
+def test_a_request_without_a_body_keeps_the_connection(keyed: Server) -> None:
+    assert "Connection" not in requests.get(f"{keyed.url}/info").headers
+    assert "Connection" not in requests.post(f"{keyed.url}/embed").headers  # Content-Length: 0
 
 
 # What the application behind it does

@@ -305,6 +305,25 @@ def test_64_urls_are_taken_and_65_are_not(server: Server) -> None:
     assert answer.json() == {"error": "the body has 65 URLs; the limit is 64", "code": "invalid_request"}
 
 
+@pytest.mark.parametrize("filling", [b",1", b",{}", b",[]"])
+def test_a_body_of_as_many_values_as_urls_can_have_is_taken_and_of_one_more_is_not(
+    server: Server, filling: bytes
+) -> None:
+    limit = 64 * 2048
+    each = len(filling.translate(None, b"1]}"))  # of commas and brackets
+    start = b'{"url":"ftp://x","more":[1' + b",1" * ((limit - 3) % each)
+    for count, status in (((limit - 3) // each, 422), ((limit - 3) // each + 1, 400)):
+        answer = requests.post(
+            server.url + "/embed",
+            data=start + filling * count + b"]}",
+            headers={"Content-Type": "application/json"},
+            timeout=60,
+        )
+        assert answer.status_code == status
+    assert answer.json()["code"] == "invalid_request"
+    assert "131072" in answer.json()["error"]
+
+
 def test_json_nested_200_000_deep_is_400(server: Server) -> None:
     body = b'{"url":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     answer = requests.post(
