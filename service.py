@@ -179,6 +179,15 @@ class ImageEmbedder:
 
     model = embedding_model  # so that BentoML packs it
 
+    @bentoml.on_deployment
+    def check() -> None:
+        """Once, before there are workers: one that can't start is started again for ever."""
+        embedding_model.check_file(settings.precision)
+        try:
+            Encoder(threads=1, threads_alone=1).load(embedding_model.onnx_file(settings.precision))
+        except Exception as error:  # ONNX Runtime's have nothing in common
+            raise embedding_model.unusable(str(error).partition("\n")[0]) from None
+
     def __init__(self) -> None:
         encoder.load(embedding_model.onnx_file(settings.precision))
 

@@ -40,7 +40,8 @@ class Encoder:
     def load(self, path: Path) -> None:
         """Read the network from `path` and run it once, so that the first request does not pay for that.
 
-        Raises onnxruntime's exceptions when `path` is missing, damaged, or not this kind of network.
+        Raises onnxruntime's exceptions, or ValueError, when `path` is missing, damaged, or not this kind of
+        network.
         """
         self._session = self._session_alone = _session(path, self._threads)
         if self._session.get_providers()[0] != "CPUExecutionProvider":
@@ -49,7 +50,9 @@ class Encoder:
             # Not one session for both: its threads would get into each other's way.
             self._session_alone = _session(path, self._threads_alone)
         for alone in (False, True):
-            self.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8), alone=alone)
+            shape = self.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8), alone=alone).shape
+            if shape != (1, DIMENSION):
+                raise ValueError(f"the network gives {shape} for an image, not {(1, DIMENSION)}")
         _give_memory_back()
 
     def encode(self, pixels: Pixels, *, alone: bool = False) -> Embeddings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -41,15 +42,38 @@ class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships n
 
     def onnx_file(self, precision: str) -> Path:
         """The network's file. Raises BentoMLException when the model was saved without that precision."""
+        return Path(self.resolve().path_of(self._saved(precision)["file"]))
+
+    def check_file(self, precision: str) -> None:
+        """Raises BentoMLException when the network's file is not, byte for byte, the one that was saved.
+
+        A flipped bit in its weights would only show in the embeddings.
+        """
+        file = self.onnx_file(precision)
+        try:
+            found = hashlib.sha256(file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise self.unusable(f"{file} can't be read: {error.strerror}") from None
+        if found != self._saved(precision).get("sha256", found):  # there was none at first
+            raise self.unusable(f"{file} is damaged: it is not what was saved")
+
+    def unusable(self, reason: str) -> BentoMLException:
+        """What to raise when it can't be served for a `reason`."""
+        return BentoMLException(
+            f"{self.resolve().tag} can't be served: {reason}; save it again: python scripts/save_model.py"
+        )
+
+    def _saved(self, precision: str) -> dict[str, Any]:  # Any: JSON
+        """What the metadata say of the network in that precision."""
         model = self.resolve()
         metadata: dict[str, Any] = dict(model.info.metadata)  # Any: JSON
-        precisions = metadata["precisions"]
+        precisions: dict[str, dict[str, Any]] = metadata["precisions"]  # Any: JSON
         if precision not in precisions:
             raise BentoMLException(
                 f"{model.tag} was saved in {', '.join(precisions)}, not in {precision}; "
                 f"save it again: python scripts/save_model.py --precision {precision}"
             )
-        return Path(model.path_of(precisions[precision]["file"]))
+        return precisions[precision]
 
 
 @cache

@@ -141,7 +141,9 @@ def put_into_store(
         "trained": weights.trained,
         "dimension": resnet18.DIMENSION,
         "preprocessing": resnet18.preprocessing(),
-        "precisions": {"fp32": {"file": FP32_FILE, "min_cosine_to_torch": min_cosine}},
+        "precisions": {
+            "fp32": {"file": FP32_FILE, "sha256": _sha256(onnx), "min_cosine_to_torch": min_cosine}
+        },
         "libraries": {
             **{library: version(library) for library in ("torch", "torchvision", "onnx", "onnxruntime")},
             "python": platform.python_version(),
@@ -197,6 +199,7 @@ def _quantized(fp32: bytes, images: Images, force: bool, progress: Progress) -> 
         )
     return int8, {
         "file": INT8_FILE,
+        "sha256": _sha256(int8),
         "mean_cosine_to_fp32": fidelity.mean_cosine,
         "min_cosine_to_fp32": fidelity.min_cosine,
         "neighbours_kept_of_10": fidelity.neighbours_kept,
@@ -221,8 +224,12 @@ def _is_wanted(stored: Mapping[str, Any], wanted: str, precision: str, calibrati
     if wanted in ("imagenet", "untrained"):
         return stored.get("weights") == wanted
     path = Path(wanted)
-    sha256 = hashlib.sha256(read_weights_file(path)).hexdigest()
+    sha256 = _sha256(read_weights_file(path))
     return (stored.get("weights"), stored.get("weights_sha256")) == (path.name, sha256)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _latest_metadata(name: str) -> Mapping[str, Any] | None:

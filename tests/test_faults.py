@@ -1,23 +1,25 @@
-"""What a server does when its parts are killed, stopped or starved."""
+"""What a server does when its parts are damaged, killed, stopped or starved, and when time jumps."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import requests
 
 from tests.origin import Origin
-from tests.server import Server, until
+from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
 
 CLIENTS = 6
 
@@ -188,6 +190,117 @@ def _is_right(server: Server, origin: Origin) -> bool:
         return server.post("/embed", {"url": origin.url("/photo.jpg")}).status_code == 200
     except requests.RequestException:
         return False
+
+
+# A start that must fail
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, store: Path) -> Path:
+    """A copy of `store`, to be damaged. Files are shared until they are replaced."""
+    home = tmp_path / "store"
+    shutil.copytree(store / "models", home / "models", copy_function=os.link)
+    return home
+
+
+def replace(file: Path, content: bytes) -> None:
+    file.unlink()  # not the file that the copy has in common with the store
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    replace(file, file.read_bytes()[:-100_000])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # in the weights: it loads, and embeds otherwise
+    replace(file, bytes(content))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "cut short": (cut_short, "fp32.onnx is damaged: it is not what was saved"),
+    "a flipped bit": (flip_a_bit, "fp32.onnx is damaged: it is not what was saved"),
+    "gone": (Path.unlink, "fp32.onnx can't be read: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_network_ends_the_command_with_one_line_and_nothing_is_left(
+    tmp_path: Path, own_store: Path, case: str
+) -> None:
+    damage, reason = DAMAGE[case]
+    (network,) = own_store.glob("models/resnet18/*/fp32.onnx")
+    damage(network)
+    said = failed_start(tmp_path, {"BENTOML_HOME": str(own_store)})
+    assert said[-1].startswith("Error: ")
+    assert f"resnet18:{network.parent.name} can't be served: " in said[-1]
+    assert reason in said[-1]
+    assert said[-1].endswith("save it again: python scripts/save_model.py")
+    assert not [line for line in said if "Traceback" in line]
+
+
+def test_a_network_that_was_saved_damaged_ends_the_command_too(tmp_path: Path, own_store: Path) -> None:
+    (network,) = own_store.glob("models/resnet18/*/fp32.onnx")
+    cut_short(network)
+    model = network.parent / "model.yaml"
+    # As a model that was saved before sums were kept.
+    lines = [line for line in model.read_text().splitlines(keepends=True) if "  sha256: " not in line]
+    assert len(lines) == len(model.read_text().splitlines()) - 2
+    replace(model, "".join(lines).encode())
+    said = failed_start(tmp_path, {"BENTOML_HOME": str(own_store)})
+    assert "can't be served: " in said[-1]
+    assert "fp32.onnx failed" in said[-1]  # what ONNX Runtime says
+    assert not [line for line in said if "Traceback" in line]
+
+
+@pytest.mark.parametrize("variable", ["BENTOML_HOME", "EMBEDDER_WORKERS"])
+def test_no_model_and_a_bad_setting_end_the_command_and_nothing_is_left(
+    tmp_path: Path, store: Path, variable: str
+) -> None:
+    said = failed_start(tmp_path, {"BENTOML_HOME": str(store), variable: str(tmp_path / "none")})
+    assert said[-1].startswith("Error: ")
+    assert not [line for line in said if "Traceback" in line]
+
+
+def failed_start(folder: Path, environ: dict[str, str], prefix: tuple[str, ...] = ()) -> list[str]:
+    """What `bentoml serve` says when it ends by itself, which it must; meanwhile it is never ready."""
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*prefix, BENTOML, "serve"],
+            cwd=ROOT,
+            env={**plain_environ(), "EMBEDDER_PORT": str(port), **environ},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 60
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            with suppress(requests.RequestException):
+                assert not requests.get(f"http://127.0.0.1:{port}/readyz", timeout=1).ok
+            time.sleep(0.05)
+        assert process.returncode > 0
+        until(lambda: not in_session(process.pid))
+    finally:
+        for member in in_session(process.pid):
+            os.kill(member, signal.SIGKILL)
+        process.wait()
+    return (folder / "log").read_text().splitlines()
+
+
+def in_session(leader: int) -> list[int]:
+    """The processes of the session that `leader` has begun."""
+    members = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            # Behind the name in parentheses: state, parent, group, session.
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                members.append(int(process.name))
+    return members
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:

@@ -225,6 +225,7 @@ def test_bentoml_gives_back_the_documented_metadata_without_torch(
     metadata, labels, torch_was_imported = json.loads(run.stdout)
     cosine = metadata["precisions"]["fp32"].pop("min_cosine_to_torch")
     assert 0.99999 <= cosine <= 1
+    onnx = first_run[0].home / "models" / "resnet18" / first_run[0].latest / "fp32.onnx"
     assert metadata == {
         "architecture": "resnet18",
         "weights": "a.pth",
@@ -240,7 +241,9 @@ def test_bentoml_gives_back_the_documented_metadata_without_torch(
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
         },
-        "precisions": {"fp32": {"file": "fp32.onnx"}},
+        "precisions": {
+            "fp32": {"file": "fp32.onnx", "sha256": hashlib.sha256(onnx.read_bytes()).hexdigest()}
+        },
         "libraries": {
             **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime")},
             "python": platform.python_version(),
@@ -442,6 +445,7 @@ def test_forced_it_is_saved_beside_fp32_with_the_numbers_in_the_metadata(
         f"{int8.pop('min_cosine_to_fp32'):.5f} at least, {int8.pop('neighbours_kept_of_10'):.1%} of the 10"
     )
     assert said in call.stderr
+    assert int8.pop("sha256") == hashlib.sha256((folder / "int8.onnx").read_bytes()).hexdigest()
     assert int8 == {"file": "int8.onnx", "calibration_images": 100, "fidelity_images": 50}
     assert str(dark) not in (folder / "model.yaml").read_text()
 
