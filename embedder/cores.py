@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 256
 
@@ -58,14 +61,12 @@ class Cores:
         """
         if folder is None or worker is None:
             return cls(total)
-        folder.mkdir(parents=True, exist_ok=True)
         places = 2 * MAX_WORKERS  # BentoML numbers the successor of a worker up to twice as high
-        descriptor = os.open(folder / f"cores-in-use-{os.getppid()}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, places)  # not sparse: a full disk must not kill later
-            in_use = memoryview(mmap.mmap(descriptor, places))
-        finally:
-            os.close(descriptor)
+            in_use = _mapped(folder / f"cores-in-use-{os.getppid()}", places)
+        except OSError as error:  # a full or read-only disk: it serves all the same
+            logger.warning("this worker can't see which cores the others use: %s", error)
+            return cls(total)
         return cls(total, in_use=in_use, worker=worker - 1)
 
     def free(self) -> int:
@@ -79,3 +80,14 @@ class Cores:
 
     def give_back(self, count: int = 1) -> None:
         self._in_use[self._worker] -= count
+
+
+def _mapped(file: Path, size: int) -> memoryview:
+    """The bytes of `file`, made if it is not there, shared with all who map it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # not sparse: a full disk must not kill later
+        return memoryview(mmap.mmap(descriptor, size))
+    finally:
+        os.close(descriptor)

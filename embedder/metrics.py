@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from prometheus_client import Counter, Gauge, Histogram
 
 from embedder.errors import EmbedderError
+from embedder.metric_files import reserve_metric_files
+
+reserve_metric_files()
 
 # From what a queue takes when nobody waits, to the longest download that a setting allows.
 _DURATIONS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40)

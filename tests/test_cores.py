@@ -211,3 +211,11 @@ def test_a_process_that_is_no_worker_shares_nothing(tmp_path: Path) -> None:
     Cores.shared(2, folder=tmp_path, worker=None).take()
     assert Cores.shared(2, folder=tmp_path, worker=None).free() == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_worker_that_can_not_share_serves_by_itself(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    cores = Cores.shared(2, folder=tmp_path / folder, worker=1)
+    cores.take()
+    assert cores.free() == 1

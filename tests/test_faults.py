@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
@@ -301,6 +303,108 @@ def in_session(leader: int) -> list[int]:
             if int(session) == leader and state != "Z":
                 members.append(int(process.name))
     return members
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all the room on `disk`; gives the file that has it."""
+    file = disk / "filling"
+    with file.open("wb", buffering=0) as filling, suppress(OSError):
+        while True:
+            filling.write(bytes(4096))
+    assert shutil.disk_usage(disk).free == 0
+    return file
+
+
+@pytest.fixture
+def disk_environ(environ: dict[str, str], small_disk: Path) -> dict[str, str]:
+    """For a server that has everything on `small_disk`: log, temporary files, metrics."""
+    (small_disk / "tmp").mkdir()
+    return {**environ, "TMPDIR": str(small_disk / "tmp"), "EMBEDDER_CACHE_ENTRIES": "0"}
+
+
+def test_a_disk_that_is_full_from_the_beginning_keeps_nobody_from_being_served(
+    small_disk: Path, disk_environ: dict[str, str], origin: Origin
+) -> None:
+    server = Server(small_disk / "log", disk_environ)
+    filling = fill(small_disk)
+    with server:
+        workers = server.workers()
+        assert len(workers) == 2
+        for _ in range(3):
+            ask_for_everything(server, origin)
+        assert server.workers() == workers
+        assert_healthy(server)
+        filling.unlink()
+        ask_for_everything(server, origin)
+        assert "bentoml_service_request_total" in server.get("/metrics").text
+
+
+def test_a_disk_that_fills_up_takes_no_worker_and_no_count(
+    small_disk: Path, disk_environ: dict[str, str], origin: Origin
+) -> None:
+    with Server(small_disk / "log", disk_environ) as server:
+        workers = server.workers()
+        filling = fill(small_disk)
+        rounds = count(1)
+        while next(rounds) <= 10:
+            ask_for_everything(server, origin)
+        assert server.workers() == workers
+        assert_healthy(server)
+        filling.unlink()
+        # Each worker makes up for what it could not write when it counts the next of the kind.
+        until(lambda: ask_for_everything(server, origin) or embeddings_counted(server) == next(rounds) - 1)
+
+
+def ask_for_everything(server: Server, origin: Origin) -> None:
+    """Every route and many answers, each on a connection of its own, so that all workers get some."""
+    for path in ("/", "/docs", "/docs.json", "/info", "/health", "/livez", "/readyz", "/schema.json"):
+        assert server.get(path).status_code == 200
+    for path in ("swagger-ui.css", "swagger-ui-bundle.js", "swagger-initializer.js", "index.css"):
+        assert server.get(f"/static_content/{path}").status_code == 200
+    for path, one in (("/embed", lambda url: {"url": url}), ("/embed_batch", lambda url: {"urls": [url]})):
+        assert server.post(path, one(origin.url("/photo.jpg"))).status_code == 200
+        assert server.post(path, {}).status_code == 400
+        answer = requests.post(server.url + path, data=b"x", headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 415
+    assert server.post("/embed", {"url": "ftp://x"}).status_code == 422
+    assert server.post("/embed", {"url": origin.url("/none")}).status_code == 424
+
+
+def embeddings_counted(server: Server) -> int:
+    families = text_string_to_metric_families(server.get("/metrics").text)
+    wanted = {"endpoint": "/embed", "http_response_code": "200"}
+    return sum(
+        int(sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.name == "bentoml_service_request_total" and sample.labels.items() >= wanted.items()
+    )
+
+
+def assert_healthy(server: Server) -> None:
+    for path in ("/livez", "/readyz", "/health"):
+        assert server.get(path).status_code == 200
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:
