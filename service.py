@@ -32,11 +32,13 @@ from embedder.cache import EmbeddingCache
 from embedder.cores import Cores, available_cores
 from embedder.drain import Drain
 from embedder.encoder import Embeddings, Encoder, Pixels
+from embedder.errors import megabytes
 from embedder.fetch import Fetcher
 from embedder.intake import Intake
-from embedder.memory import DecodingMemory, HeldBytes
-from embedder.settings import SettingError, Settings
+from embedder.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
+from embedder.settings import LATER_MAPPED_BYTES, SettingError, Settings
 from embedder.stored_model import EmbeddingModel
+from embedder.threads import started_threads
 from embedder.urls import URLPolicy
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
 from embedder.wire.door import Door
@@ -46,6 +48,8 @@ from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
 from embedder.wire.single import EmbedRequest, EmbedResponse
 from embedder.worker_gauges import WorkerGauges
 
+spare_address_space()
+mappable = mappable_bytes()  # by a worker, too: it has the same limits, and has imported the same
 try:
     settings = Settings.from_environ(os.environ)
 except SettingError as error:
@@ -182,6 +186,11 @@ class ImageEmbedder:
     @bentoml.on_deployment
     def check() -> None:
         """Once, before there are workers: one that can't start is started again for ever."""
+        if mappable is not None and mappable < LATER_MAPPED_BYTES:
+            raise BentoMLConfigException(
+                f"a process may map {megabytes(mappable)} more and a worker takes "
+                f"{megabytes(LATER_MAPPED_BYTES)}: raise its limit (`ulimit -v` or `ulimit -d`)"
+            )
         embedding_model.check_file(settings.precision)
         try:
             Encoder(threads=1, threads_alone=1).load(embedding_model.onnx_file(settings.precision))
@@ -194,6 +203,8 @@ class ImageEmbedder:
     @bentoml.on_startup
     async def start(self) -> None:
         raise_descriptor_limit()
+        # For `encode`: a thread for each batch that may be under way, and one beside them.
+        asyncio.get_running_loop().set_default_executor(started_threads(CORES + 1, "encode"))
         await intake.start()
         worker_gauges.start()
         drain.install()

@@ -53,7 +53,6 @@ _PILLOW_RAISES = (
     LookupError,
     EOFError,
     OverflowError,
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -80,7 +79,8 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     The first frame of an animation, upright, transparency on white, colour profiles ignored.
     Blocks for up to a second and releases the GIL for most of it; any thread may call it.
 
-    Raises UnsupportedFormat, TooManyPixels (width times height over `max_pixels`) and BadImage.
+    Raises UnsupportedFormat, TooManyPixels (width times height over `max_pixels`), BadImage, and MemoryError
+    where there is not enough now.
     """
     return decode_picture(first_picture(data, max_pixels=max_pixels))
 

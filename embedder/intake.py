@@ -29,6 +29,7 @@ from embedder.decode import Picture, decode_picture, first_picture
 from embedder.errors import EmbedderError, InternalError, Overloaded, TooManyPixels
 from embedder.fetch import Fetcher
 from embedder.memory import DecodingMemory, HeldBytes, Hold
+from embedder.threads import started_threads
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ class Intake:
         self._max_in_flight_images = max_in_flight_images
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decode_threads = decode_threads
+        self._decoders: ThreadPoolExecutor
         self.in_flight_images = 0
         """From their admission until their answer is written."""
         self._fetching_since_s: dict[Hold, float] = {}
@@ -104,6 +106,7 @@ class Intake:
         return self.in_flight_images - waiting
 
     async def start(self) -> None:
+        self._decoders = started_threads(self._decode_threads, "decode")
         await self._fetcher.start()
 
     async def close(self) -> None:
@@ -177,6 +180,8 @@ class Intake:
                 return await work(source, hold)
         except EmbedderError as error:
             return error
+        except MemoryError:  # what other images hold is about to come back
+            return Overloaded("there is no memory for the image now")
         except Exception:  # a bug that one image met: its neighbours must not pay for it
             logger.exception("an image failed in a way that was not foreseen")
             return InternalError()

@@ -8,7 +8,9 @@ decoding takes is known from the picture's header; who has to wait, waits, and o
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import resource
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from embedder.errors import Overloaded, megabytes
 # Of decoding memory, waiting for it: this many times the limit, and then no more. Filling it takes the
 # largest of images; each is decoded in about a second.
 MAX_QUEUE = 4
+
+_M_ARENA_MAX = -8  # mallopt(3)
 
 
 def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -38,6 +42,36 @@ def resident_memory_bytes() -> int:
     """What this process has resident, shared pages too. Raises OSError where there is no /proc."""
     resident_pages = Path("/proc/self/statm").read_text().split()[1]
     return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def mappable_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    """How much more this process may map, by RLIMIT_AS and RLIMIT_DATA; None where neither is set.
+
+    What is mapped is more than what is in memory: libraries, thread stacks and the allocator map much that
+    they never touch. So these limits can't be compared with the memory that a process needs, only with what
+    it has mapped.
+    """
+    pages = [int(count) for count in statm.read_text().split()]
+    size, data = (pages[column] * os.sysconf("SC_PAGE_SIZE") for column in (0, 5))
+    left = [
+        limit - mapped
+        for limit, mapped in (
+            (resource.getrlimit(resource.RLIMIT_AS)[0], size),
+            (resource.getrlimit(resource.RLIMIT_DATA)[0], data),
+        )
+        if limit != resource.RLIM_INFINITY
+    ]
+    return max(0, min(left)) if left else None
+
+
+def spare_address_space() -> None:
+    """Where little may be mapped, let all threads allocate from one heap. Before there are threads.
+
+    Otherwise glibc maps 64 MB for each of the first dozens of threads, whether they fill them or not.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 class HeldBytes:

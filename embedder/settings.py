@@ -14,10 +14,13 @@ from typing import Any
 
 from embedder.addresses import Network
 from embedder.cores import MAX_WORKERS, available_cores
-from embedder.memory import available_memory_bytes
+from embedder.memory import available_memory_bytes, mappable_bytes
 
 # Of one worker, with the network loaded and images going through it.
 WORKER_BYTES = 400_000_000
+# What a worker maps after it has read its settings, with the stacks of its threads, of which there are two
+# for each core. Seen on 2 cores: 280 MB until it was ready, 390 to 430 MB with images going through it.
+LATER_MAPPED_BYTES = 370_000_000 + 2 * available_cores() * 8_388_608
 
 
 class SettingError(ValueError):
@@ -306,7 +309,9 @@ class Settings:
             if meant:
                 raise SettingError(variable, "...", f"no value, as it is no setting; did you mean {meant}?")
         values = {name: _read(knob, environ) for name, knob in KNOBS.items()}
-        automatic = _automatic_bytes(available_memory_bytes(), workers=values["workers"])
+        automatic = _automatic_bytes(
+            available_memory_bytes(), mappable_bytes=mappable_bytes(), workers=values["workers"]
+        )
         values.update((name, automatic[name]) for name, value in values.items() if value is None)
         settings = cls(**values)
         if settings.max_urls > settings.max_in_flight_images:
@@ -318,9 +323,14 @@ class Settings:
         return settings
 
 
-def _automatic_bytes(memory_bytes: int, *, workers: int) -> dict[str, int]:
-    """Limits for one of `workers`, so that all stay within four fifths of the memory where that can be."""
+def _automatic_bytes(memory_bytes: int, *, mappable_bytes: int | None, workers: int) -> dict[str, int]:
+    """Limits for one of `workers`, so that all stay within four fifths of the memory where that can be.
+
+    And each within what it may map, where that is limited: the memory is shared, that limit is its own.
+    """
     share = int(0.8 * memory_bytes / workers) - WORKER_BYTES
+    if mappable_bytes is not None:
+        share = min(share, int(0.8 * (mappable_bytes - LATER_MAPPED_BYTES)))
     return {
         "max_in_flight_bytes": min(max(share // 4, 64_000_000), 1_000_000_000),
         "max_decoding_bytes": min(max(share // 2, 128_000_000), 2_000_000_000),

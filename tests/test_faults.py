@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,14 +13,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import pictures
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
 
@@ -405,6 +409,51 @@ def embeddings_counted(server: Server) -> int:
 def assert_healthy(server: Server) -> None:
     for path in ("/livez", "/readyz", "/health"):
         assert server.get(path).status_code == 200
+
+
+# Little memory
+
+
+def test_where_little_can_be_mapped_pictures_fail_and_workers_do_not(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    limit = 500_000_000
+    (tmp_path / "first").mkdir()
+    said = failed_start(tmp_path / "first", environ, prefix=("prlimit", f"--as={limit}"))
+    assert not [line for line in said if "Traceback" in line]
+    found = re.search(r"may map ([\d.]+) MB more and a worker takes ([\d.]+) MB: raise its limit", said[-1])
+    assert found is not None, said[-1]
+    # So much more is enough, and is no more than that.
+    least = limit + int(1e6 * (float(found[2]) - float(found[1]))) + 5_000_000
+    large = pictures.photo(4000, 3000).convert("RGBA")
+    origin.serve("/large.png", pictures.encoded(large, "PNG", compress_level=1))
+    origin.serve("/huge.png", pictures.encoded(Image.new("L", (7000, 7000)), "PNG"))
+
+    def answer(number: int) -> tuple[int, str]:
+        body = {"url": origin.url(f"/{'huge' if number % 4 == 0 else 'large'}.png?{number}")}
+        answer = server.post("/embed", body)
+        return answer.status_code, answer.json().get("code", "")
+
+    environ = {**environ, "EMBEDDER_CACHE_ENTRIES": "0"}
+    with Server(tmp_path / "log", environ, prefix=("prlimit", f"--as={least}")) as server:
+        workers = server.workers()
+        with Clients(server, origin.url("/photo.jpg")) as neighbours, ThreadPoolExecutor(8) as others:
+            answers = set(others.map(answer, range(24)))
+            assert_healthy(server)
+            right = neighbours.right
+            until(lambda: neighbours.right > right + 2 * CLIENTS)
+        assert (422, "too_many_pixels") in answers
+        assert answers <= {
+            (200, ""),
+            (422, "too_many_pixels"),
+            (422, "bad_image"),  # some decoders don't tell that memory was what they lacked
+            (424, "fetch_failed"),
+            (429, "overloaded"),
+        }
+        assert [failure for failure in neighbours.failed if not failure.startswith(("429", "424"))] == []
+        assert server.workers() == workers
+        assert_healthy(server)
+        until(lambda: _is_right(server, origin))
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:

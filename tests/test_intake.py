@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 
 import numpy as np
+import PIL.Image
 import pytest
 from prometheus_client import REGISTRY
 
@@ -19,7 +22,9 @@ from embedder.fetch import Fetcher
 from embedder.intake import Image, Intake
 from embedder.memory import MAX_QUEUE, DecodingMemory, HeldBytes
 from embedder.urls import URLPolicy
+from tests import pictures
 from tests.origin import Origin
+from tests.server import ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +82,8 @@ class Gate:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self._body) + self._body)
             await writer.drain()
         else:
-            self._test_loop.call_soon_threadsafe(self._departed.set)
+            with suppress(RuntimeError):  # the test is over, and its loop closed
+                self._test_loop.call_soon_threadsafe(self._departed.set)
         for task in (gone, opened):
             task.cancel()
 
@@ -320,3 +326,45 @@ def test_an_entry_does_not_keep_its_batch_alive() -> None:
     entry = cache.get(b"key")
     assert entry is not None
     assert entry.base is None
+
+
+STARVED = """
+import asyncio, base64, resource, sys
+from embedder.addresses import AddressPolicy
+from embedder.cache import EmbeddingCache
+from embedder.fetch import Fetcher
+from embedder.intake import Intake
+from embedder.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
+from embedder.urls import URLPolicy
+
+async def main(large, small):
+    urls = URLPolicy(allowed_ports=frozenset({80}), addresses=AddressPolicy(()))
+    intake = Intake(
+        Fetcher(urls, max_bytes=10**7, timeout_s=5, max_redirects=0), cache=EmbeddingCache(0),
+        held_bytes=HeldBytes(10**8), decoding_memory=DecodingMemory(10**9), max_in_flight_images=8,
+        max_image_bytes=10**7, max_image_pixels=5 * 10**7, decode_threads=2,
+    )
+    await intake.start()
+    resource.setrlimit(resource.RLIMIT_AS, (10**10 - mappable_bytes() + 60_000_000, 10**10))
+    for outcome in await intake.admit([large, small]):
+        print(type(outcome).__name__, outcome if isinstance(outcome, Exception) else "")
+    await intake.close()
+
+resource.setrlimit(resource.RLIMIT_AS, (10**10, 10**10))
+spare_address_space()
+asyncio.run(main(*sys.stdin.read().split()))
+"""
+
+
+def test_an_image_for_which_there_is_no_memory_is_refused_and_its_neighbour_is_not(photo: bytes) -> None:
+    large = pictures.encoded(PIL.Image.new("RGBA", (5000, 5000)), "PNG", compress_level=1)  # 100 MB of pixels
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED],
+        cwd=ROOT,
+        input=f"{data_url(large)} {data_url(photo)}",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == ["Overloaded there is no memory for the image now", "Image "]

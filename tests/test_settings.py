@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.settings import KNOBS, WORKER_BYTES, Knob, SettingError, Settings
+from embedder.settings import KNOBS, LATER_MAPPED_BYTES, WORKER_BYTES, Knob, SettingError, Settings
 
 MAX_15_DIGITS = "9" * 15
 
@@ -305,6 +305,20 @@ def test_what_all_workers_may_take_fits_the_memory_or_is_the_least_that_serves(
     together = workers * (WORKER_BYTES + sum(limits))
     assert limits == (64_000_000, 128_000_000) or together <= 0.8 * gigabytes * 10**9
     assert limits <= (1_000_000_000, 2_000_000_000)
+
+
+@pytest.mark.parametrize("gigabytes", [0.5, 1, 2, 8])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_what_a_worker_may_take_fits_what_it_may_map_or_is_the_least_that_serves(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, workers: int
+) -> None:
+    monkeypatch.setattr("embedder.settings.available_memory_bytes", lambda: 10**15)
+    monkeypatch.setattr("embedder.settings.mappable_bytes", lambda: int(gigabytes * 10**9))
+    settings = read(EMBEDDER_WORKERS=str(workers))
+    limits = settings.max_in_flight_bytes, settings.max_decoding_bytes
+    # Each worker has its own: however many there are.
+    assert limits == (64_000_000, 128_000_000) or LATER_MAPPED_BYTES + sum(limits) <= 0.8 * gigabytes * 10**9
+    assert (limits > (64_000_000, 128_000_000)) == (gigabytes >= 1)
 
 
 def test_a_number_goes_before_what_the_memory_would_allow() -> None:

@@ -35,6 +35,7 @@ from embedder.errors import (
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
+    Overloaded,
     ServiceError,
     Unauthorized,
     UnsupportedMediaType,
@@ -118,6 +119,8 @@ class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK
                 return await cls.wiring.intake.admit(cls.sources(body))
         except EmbedderError as error:
             return _bare(error)
+        except MemoryError:
+            return Overloaded("there is no memory for the request now")
         except Exception:  # a bug: BentoML would answer in a shape that is not ours
             logger.exception("a request failed in a way that was not foreseen")
             return InternalError()
