@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from itertools import count
 from pathlib import Path
 
@@ -454,6 +455,66 @@ def test_where_little_can_be_mapped_pictures_fail_and_workers_do_not(
         assert server.workers() == workers
         assert_healthy(server)
         until(lambda: _is_right(server, origin))
+
+
+# Time
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+@pytest.mark.skipif(
+    FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install libfaketime)"
+)
+def test_a_wall_clock_that_jumps_changes_nothing(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    timeout_s = 4
+    clock = tmp_path / "clock"
+    set_clock(clock, 0)
+    faked = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as the kernel does when the clock is set
+        "DONT_FAKE_MONOTONIC": "1",  # the same, to older versions
+    }
+    origin.raw("/hang", hang)
+    environ = {**environ, **faked, "EMBEDDER_FETCH_TIMEOUT_S": str(timeout_s)}
+    with Server(tmp_path / "log", environ) as server, ThreadPoolExecutor(1) as other:
+        workers = server.workers()
+        with Clients(server, origin.url("/photo.jpg")) as clients:
+            for hours in (6, -6):
+                hanging = other.submit(seconds_to_give_up, server, origin.url(f"/hang?{hours}"))
+                set_clock(clock, hours)
+                until(lambda hours=hours: round(hours_ahead(server)) == hours)
+                assert timeout_s - 0.1 < hanging.result() < timeout_s + 10
+                right = clients.right
+                until(lambda right=right: clients.right > right + 2 * CLIENTS)
+        assert clients.failed == []
+        assert server.workers() == workers
+        assert_healthy(server)
+
+
+def set_clock(file: Path, hours: int) -> None:
+    """What servers with `file` take the time to be: so many hours from what it is."""
+    new = file.with_suffix(".new")
+    new.write_text(f"{3600 * hours:+d}")
+    new.replace(file)
+
+
+def hours_ahead(server: Server) -> float:
+    said = parsedate_to_datetime(server.get("/livez").headers["Date"])
+    return (said.timestamp() - time.time()) / 3600
+
+
+def seconds_to_give_up(server: Server, url: str) -> float:
+    begun_s = time.monotonic()
+    assert server.post("/embed", {"url": url}).json()["code"] == "fetch_timeout"
+    return time.monotonic() - begun_s
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:
