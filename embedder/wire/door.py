@@ -71,6 +71,11 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
 """Paths and their methods: all that there are."""
 
 
+def open_paths(open_routes: frozenset[str]) -> frozenset[str]:
+    """What needs no key where keys are set; `open_routes` are names of OPENABLE."""
+    return ALWAYS_OPEN.union(*(OPENABLE[name] for name in open_routes))
+
+
 class Door:
     """BentoML's application, to those who may enter. It answers whatever happens inside, in our shape."""
 
@@ -91,7 +96,7 @@ class Door:
         self._keys = keys
         self._timeout_s = timeout_s
         self._answers_preflight = answers_preflight
-        self._open = ALWAYS_OPEN.union(*(OPENABLE[name] for name in open_routes))
+        self._open = open_paths(open_routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

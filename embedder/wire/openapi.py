@@ -13,6 +13,7 @@ from embedder.encoder import DIMENSION
 from embedder.errors import EmbedderError, ServiceError
 from embedder.settings import Settings
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.wire.door import open_paths
 from embedder.wire.route import MODEL_HEADER
 from embedder.wire.single import EmbedRequest, EmbedResponse
 
@@ -28,7 +29,6 @@ _EXAMPLE_ERRORS = (
     errors.BadImage("the image is cut short"),
     errors.FetchFailed("the image's server answered 404"),
     errors.FetchTimeout(limit_s=10),
-    errors.Unauthorized(),
     errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
     errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
     errors.UnsupportedMediaType("text/plain"),
@@ -36,6 +36,9 @@ _EXAMPLE_ERRORS = (
     errors.Draining(),
     errors.InternalError(),
 )
+# These no operation documents: the first two are answered to who asks for what is not documented, the last
+# where keys are set.
+_OTHER_ERRORS = (errors.NotFound, errors.MethodNotAllowed, errors.Unauthorized)
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -43,6 +46,8 @@ _SECURITY_SCHEMES = {
 _SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
 # Of these only a single image's request fails; in a batch they are an item's.
 _OF_ONE_IMAGE = (422, 424)
+# These fail a batch as a whole, or one image of it: for which there was no memory, say.
+_OF_EITHER = (429, 500, 503)
 
 
 class OpenAPIDocument(Json):
@@ -57,15 +62,15 @@ yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_
 
 def openapi_document(base: Json, *, title: str, version: str, settings: Settings) -> OpenAPIDocument:
     """BentoML's document `base`: its own routes stay; what it guesses about ours is replaced."""
-    infrastructure = {path: item for path, item in base["paths"].items() if "get" in item}
     keyed = bool(settings.api_keys)
+    paths = {**_paths(settings), **_infrastructure(base)}
     return OpenAPIDocument(
         openapi="3.1.0",
         **({"security": _SECURITY} if keyed else {}),
         info={"title": title, "version": version, "description": _description(settings)},
         servers=base["servers"],
         tags=base["tags"],
-        paths={**_paths(settings), **infrastructure},
+        paths=_with_keys(paths, open_paths(settings.open_routes)) if keyed else paths,
         components={
             "schemas": _schemas(settings),
             **({"securitySchemes": _SECURITY_SCHEMES} if keyed else {}),
@@ -138,6 +143,39 @@ def _paths(settings: Settings) -> Json:
     }
 
 
+def _infrastructure(base: Json) -> Json:
+    """BentoML's own routes, with what they answer: BentoML's document says no more than 200."""
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    ready = {"503": {"description": "This process does not serve: why, in a line.", "content": text}}
+    return {
+        path: {
+            "get": {
+                **item["get"],
+                "responses": {
+                    "200": {**item["get"]["responses"]["200"], "content": text},
+                    **(ready if path == "/readyz" else {}),
+                },
+            }
+        }
+        for path, item in base["paths"].items()
+        if "get" in item
+    }
+
+
+def _with_keys(paths: Json, no_key: frozenset[str]) -> Json:
+    """`paths` where keys are set: what takes `no_key` says so, and the rest can answer 401."""
+    unauthorized = _error_responses([errors.Unauthorized()])
+    return {
+        path: {
+            method: {**operation, "security": []}
+            if path in no_key
+            else {**operation, "responses": {**operation["responses"], **unauthorized}}
+            for method, operation in item.items()
+        }
+        for path, item in paths.items()
+    }
+
+
 _EXAMPLE_URL = "https://res.cloudinary.com/demo/image/upload/sample.jpg"
 _EXAMPLE_BATCH = {
     "embeddings": [_EXAMPLE_EMBEDDING, None],
@@ -150,8 +188,13 @@ def _request_body(schema: str, example: Json) -> Json:
 
 
 def _ok(schema: str, example: Json) -> Json:
-    model = {"description": "The tag of the model that made it.", "schema": {"type": "string"}}
+    model = _header("The tag of the model that made it.", type="string")
     return {**_json("Successful Response", schema, example), "headers": {MODEL_HEADER: model}}
+
+
+def _header(description: str, **schema: Any) -> Json:  # Any: as Json
+    """One that is always there."""
+    return {"description": description, "required": True, "schema": schema}
 
 
 def _error_responses(examples: Iterable[EmbedderError]) -> Json:
@@ -166,8 +209,9 @@ def _error_responses(examples: Iterable[EmbedderError]) -> Json:
             "value": {"error": str(error), "code": error.code}
         }
         if isinstance(error, ServiceError) and error.retry_after_s is not None:
-            seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}
-            response["headers"] = {"Retry-After": seconds}
+            response["headers"] = {"Retry-After": _header("Seconds to wait.", type="integer", minimum=0)}
+        if isinstance(error, errors.Unauthorized):
+            response["headers"] = {"WWW-Authenticate": _header("How to send a key.", type="string")}
     return responses
 
 
@@ -192,13 +236,15 @@ def _schemas(settings: Settings) -> Json:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
+    # Not so in a batch: what is no URL there is an item's error.
+    schemas["EmbedRequest"]["properties"]["url"]["format"] = "uri"
     schemas["EmbedBatchRequest"]["properties"]["urls"]["maxItems"] = settings.max_urls
-    one_image = [error.code for error in _EXAMPLE_ERRORS if error.status in (*_OF_ONE_IMAGE, 500)]
+    one_image = [error.code for error in _EXAMPLE_ERRORS if error.status in (*_OF_ONE_IMAGE, *_OF_EITHER)]
     schemas["ItemError"]["properties"]["code"]["enum"] = one_image
     schemas["Error"] = _object(
         "What every error is.",
         error={"type": "string", "description": "What happened, for people."},
-        code={"type": "string", "enum": [error.code for error in _EXAMPLE_ERRORS]},
+        code={"type": "string", "enum": [error.code for error in (*_EXAMPLE_ERRORS, *_OTHER_ERRORS)]},
     )
     schemas["Health"] = _object(
         "Whether this process serves.",
