@@ -13,7 +13,7 @@ BIN := .venv/bin
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bento lock bench soak release-check
+.PHONY: help setup serve test lint format bento lock bench soak fuzz overload release-check
 
 help:
 	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
 	@echo "make soak    good and hostile traffic for a while, and what the service holds on to (MINUTES=30)"
 	@echo "make release-check  everything that must be so before a release"
+	@echo "make fuzz    let a coverage-guided fuzzer look for what is not documented (MINUTES=10)"
 	@echo "make lock    pin what serves again, into requirements.lock"
 
 # A few milliseconds when there is nothing to do.
@@ -57,6 +58,10 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+
+fuzz: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
