@@ -24,9 +24,10 @@ help:
 	@echo "make format  let ruff format"
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
 	@echo "make soak    good and hostile traffic for a while, and what the service holds on to (MINUTES=30)"
-	@echo "make release-check  everything that must be so before a release"
 	@echo "make fuzz    let a coverage-guided fuzzer look for what is not documented (MINUTES=10)"
+	@echo "make overload  load, faults and hostile clients, each against what it must stand (ONLY=killed,gone)"
 	@echo "make lock    pin what serves again, into requirements.lock"
+	@echo "make release-check  everything that must be so before a release"
 
 # A few milliseconds when there is nothing to do.
 setup:
@@ -62,6 +63,9 @@ soak: setup
 fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
+
+overload: setup
+	@$(BIN)/python -m tests.overload $(if $(ONLY),--only '$(ONLY)')
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \

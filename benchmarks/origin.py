@@ -1,7 +1,7 @@
-"""Where the photos come from: nginx, which costs next to nothing, and a path that takes five seconds.
+"""Where the photos come from: nginx, which costs next to nothing, and a port where each takes five seconds.
 
 nginx gives files straight from the page cache. The slow path needs no delay of nginx's, which has none: it
-passes requests on to a socket that accepts connections and never answers, gives up after five seconds, and
+passes requests on to a socket that accepts connections and never answers, gives up after those seconds, and
 serves the photo in place of the error.
 """
 
@@ -57,8 +57,9 @@ http {{
 class Origin:
     """Serves the folder `photos` while the `with` block runs; its files lie in `folder`."""
 
-    def __init__(self, photos: Path, folder: Path) -> None:
+    def __init__(self, photos: Path, folder: Path, *, slow_s: int = SLOW_S) -> None:
         self.port, self.slow_port = free_port(), free_port()
+        self._slow_s = slow_s
         self._photos = photos
         self._folder = folder
 
@@ -77,7 +78,7 @@ class Origin:
                 port=self.port,
                 slow_port=self.slow_port,
                 silent_port=self._silent.getsockname()[1],
-                slow_s=SLOW_S,
+                slow_s=self._slow_s,
             )
         )
         nginx = subprocess.Popen(["nginx", "-c", str(configuration), "-e", "stderr"], start_new_session=True)

@@ -13,7 +13,6 @@ import asyncio
 import base64
 import collections
 import json
-import os
 import random
 import socket
 import subprocess
@@ -331,13 +330,10 @@ def _sample(server: Server, seen: Seen, minute: float) -> Sample:
         recent_ms, seen.good_ms = seen.good_ms, []
         answers = seen.answers.total()
     processes = [Path(f"/proc/{pid}") for pid in server.children()]
-    resident = [
-        int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for process in processes
-    ]
     return Sample(
         minute=minute,
-        memory_mb=sum(resident) / 1e6,
-        descriptors=sum(len(list((process / "fd").iterdir())) for process in processes),
+        memory_mb=sum(server.resident_bytes().values()) / 1e6,
+        descriptors=server.descriptors(),
         threads=sum(len(list((process / "task").iterdir())) for process in processes),
         files=sum(1 for _ in _files(server.log.with_suffix(".home")))
         + sum(1 for _ in Path(tempfile.gettempdir()).iterdir()),

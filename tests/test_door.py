@@ -183,6 +183,27 @@ def test_who_goes_on_dripping_after_a_refusal_is_cut_off(keyed: Server) -> None:
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
+def test_what_still_comes_after_a_refusal_is_taken_before_the_connection_is_closed() -> None:
+    events: list[str] = []
+    scope: Scope = {
+        "type": "http",
+        "path": "/nothing",
+        "method": "POST",
+        "headers": [(b"transfer-encoding", b"chunked")],
+    }
+
+    async def receive() -> Message:
+        events.append("receive")
+        return {"type": "http.request", "body": b"x", "more_body": events.count("receive") < 3}
+
+    async def send(message: Message) -> None:
+        events.append(f"send {message['type'].rpartition('.')[2]}, more: {message.get('more_body', False)}")
+
+    asyncio.run(Door(answering(200, b""), keys=APIKeys([]))(scope, receive, send))  # type: ignore[arg-type]
+    answer = ["send start, more: False", "send body, more: True"]
+    assert events == [*answer, "receive", "receive", "receive", "send body, more: False"]
+
+
 @pytest.mark.parametrize("body", [b"{", b'{"url": 5}', b'{"url": "ftp://x"}'])
 def test_an_error_about_a_body_that_was_read_keeps_the_connection(server: Server, body: bytes) -> None:
     answer = requests.post(f"{server.url}/embed", data=body, headers={"Content-Type": "application/json"})
