@@ -135,7 +135,9 @@ def _service() -> _Service:
         is_stopping=lambda: False,
     )
     routes = (wired(EmbedRequest, wiring), wired(EmbedBatchRequest, wiring))
-    return _Service(asyncio.new_event_loop(), intake, held_bytes, routes)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(intake.start())
+    return _Service(loop, intake, held_bytes, routes)
 
 
 async def _admitted(service: _Service, route: type[RouteRequest], data: bytes) -> None:
