@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder.cores import Cores, available_cores
+from embedder.cores import LOOK_EVERY_S, Cores, available_cores
+from tests.server import ROOT, until
 
 HOST_CORES = 64
 
@@ -190,12 +195,59 @@ def test_workers_see_what_the_others_use(tmp_path: Path) -> None:
     assert other.free() == 3
 
 
-def test_the_successor_of_a_worker_that_was_killed_starts_with_none(tmp_path: Path) -> None:
-    one, other = (Cores.shared(2, folder=tmp_path, worker=worker) for worker in (1, 512))
-    one.take()
-    assert other.free() == 1
-    Cores.shared(2, folder=tmp_path, worker=1)
-    assert other.free() == 2
+WORKER = """
+import sys, time
+from pathlib import Path
+from unittest.mock import patch
+from embedder.cores import Cores
+with patch("os.getppid", lambda: int(sys.argv[2])):
+    cores = Cores.shared(2, folder=Path(sys.argv[1]), worker=1)
+cores.take(2)
+print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The first one, in a process of its own, with two cores in use."""
+    command = [sys.executable, "-c", WORKER, str(tmp_path), str(os.getppid())]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_worker_had_is_free_soon_though_nobody_replaces_it(
+    tmp_path: Path, other_worker: subprocess.Popen[str]
+) -> None:
+    cores = Cores.shared(2, folder=tmp_path, worker=2)
+    assert cores.free() == 1  # its own
+    cores.take()
+    assert cores.free() == 0
+    other_worker.kill()  # and nobody waits for it: it stays as a zombie
+    until(lambda: cores.free() == 1, 10)
+
+
+def test_the_successor_of_a_worker_that_was_killed_starts_with_none(
+    tmp_path: Path, other_worker: subprocess.Popen[str]
+) -> None:
+    second = Cores.shared(4, folder=tmp_path, worker=512)
+    assert second.free() == 2
+    other_worker.kill()
+    other_worker.wait()
+    Cores.shared(4, folder=tmp_path, worker=1)
+    assert second.free() == 4
+
+
+def test_a_worker_that_lives_keeps_what_it_has(tmp_path: Path, other_worker: subprocess.Popen[str]) -> None:
+    cores = Cores.shared(2, folder=tmp_path, worker=2)
+    cores.take()
+    end_s = time.monotonic() + 2.5 * LOOK_EVERY_S
+    while time.monotonic() < end_s:
+        assert cores.free() == 0
+        time.sleep(0.05)
 
 
 def test_a_worker_of_384_cores_takes_as_many_as_can_be_counted() -> None:
