@@ -69,7 +69,7 @@ overload: setup
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
-		pyproject.toml --output-file requirements.lock
+		--generate-hashes pyproject.toml --output-file requirements.lock
 
 release-check: setup
 	@$(BIN)/python scripts/release_check.py
