@@ -2,24 +2,29 @@
 # make test    everything from nothing to a run of every test
 #
 # PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PRECISION=fp32|int8  PYTHON=python3
+# IMAGE=image-embedder:latest  BASE_IMAGE=python:3.11-slim  ENGINE=docker|podman|buildah  BUILD_OPTIONS='no-cache ...'
 
 PYTHON ?= python3
 PORT ?= $(or $(EMBEDDER_PORT),8000)
 WEIGHTS ?= imagenet
 PRECISION ?= $(or $(EMBEDDER_PRECISION),fp32)
+IMAGE ?= image-embedder:latest
+BUILDING = --engine '$(ENGINE)' --base-image '$(BASE_IMAGE)' --options '$(BUILD_OPTIONS)'
 
 BIN := .venv/bin
 # Nothing here reports usage to anybody.
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bento lock bench soak fuzz overload release-check
+.PHONY: help setup serve test lint format bento container test-container lock bench soak fuzz overload release-check
 
 help:
 	@echo "make serve   set everything up and serve on port $(PORT) (PORT=, WEIGHTS=imagenet|untrained|path.pth, PRECISION=fp32|int8)"
 	@echo "make test    set everything up and run every test"
 	@echo "make setup   only set up: .venv with everything in it"
 	@echo "make bento   build the Bento and say its tag (WEIGHTS=, PRECISION=)"
+	@echo "make container  build the Bento and its image (IMAGE=, BASE_IMAGE=, ENGINE=docker|podman|buildah, BUILD_OPTIONS=)"
+	@echo "make test-container  build an image and hold it to its size, times, memory and rights (as above)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format"
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
@@ -51,6 +56,12 @@ format: setup
 bento: setup
 	@$(BIN)/python scripts/save_model.py --weights '$(WEIGHTS)' --precision '$(PRECISION)' --if-missing
 	@$(BIN)/bentoml build
+
+container: bento
+	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' $(BUILDING)
+
+test-container: setup
+	@$(BIN)/python -m tests.container $(BUILDING)
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -50,17 +53,69 @@ def test_a_bento_of_untrained_weights_is_refused_unless_told(tmp_path: Path) -> 
 def test_it_carries_what_serves_and_nothing_else(bento: Path) -> None:
     packed = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
     serving = {str(path.relative_to(ROOT)) for path in (ROOT / "embedder").rglob("*.py")}
-    assert packed == serving | {"service.py", "requirements.lock", "bentofile.yaml"}
+    assert packed == serving | {
+        "service.py",
+        "requirements.lock",
+        "bentofile.yaml",
+        "deploy/entrypoint.sh",
+        "deploy/healthcheck.py",
+    }
 
 
-def test_its_requirements_are_all_pinned_and_without_torch(bento: Path) -> None:
-    lines = (bento / "env" / "python" / "requirements.txt").read_text().splitlines()
-    requirements = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+def test_its_requirements_are_all_pinned_with_hashes_and_without_torch(bento: Path) -> None:
+    text = (bento / "src" / "requirements.lock").read_text().replace("\\\n", "")
+    lines = (line.strip() for line in text.splitlines())
+    requirements = [line for line in lines if line and not line.startswith("#")]
     assert len(requirements) > 50
-    assert [line for line in requirements if "==" not in line] == []
+    assert [line for line in requirements if "==" not in line or "--hash=sha256:" not in line] == []
     assert [
         line for line in requirements if line.startswith(("torch", "pytest", "mypy", "ruff", "onnx="))
     ] == []
+
+
+def stages(dockerfile: str) -> list[list[str]]:
+    """Instructions by stage, each one a line; what comes before the first stage is the first of them."""
+    text = dockerfile.replace("\\\n", " ")
+    instructions = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    found: list[list[str]] = [[]]
+    for instruction in instructions:
+        if instruction.startswith("FROM "):
+            found.append([])
+        found[-1].append(instruction)
+    return found
+
+
+@pytest.mark.parametrize("buildkit", [True, False])
+def test_its_image_is_what_was_installed_on_a_slim_base_and_nothing_else(
+    bento: Path, store: Path, buildkit: bool
+) -> None:
+    dockerfile = store / f"Dockerfile-{buildkit}"
+    render = (
+        "from bentoml.container import get_containerfile; "
+        f"get_containerfile('image_embedder:{bento.name}', {str(dockerfile)!r}, enable_buildkit={buildkit})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", render],
+        cwd=tempfile.gettempdir(),  # see scripts/containerize.py
+        env={**plain_environ(), "BENTOML_HOME": str(store)},
+        check=True,
+    )
+    before, building, image = stages(dockerfile.read_text())
+    assert before == ["ARG BASE_IMAGE=python:3.11-slim"]
+    assert image[0] == "FROM ${BASE_IMAGE}"
+    installing = next(line for line in building if "pip" in line)
+    assert "--require-hashes" in installing
+    assert ("--mount=type=cache" in installing) == buildkit
+    assert [line for line in image if line.startswith("COPY") and "--from=environment" not in line] == []
+    assert [line for line in image if re.search(r"apt|pip |uv |chown|BENTOML_CONTAINERIZED", line)] == []
+    assert "ENV BENTOML_DO_NOT_TRACK=True" in image
+    assert "EXPOSE 8000" in image
+    assert [line for line in image if line.startswith("USER")] == ["USER 1034:1034"]
+    (check,) = (line for line in image if line.startswith("HEALTHCHECK"))
+    (entry,) = (line for line in image if line.startswith("ENTRYPOINT"))
+    for command in (check.partition("CMD ")[2], entry.partition(" ")[2]):
+        file = json.loads(command)[-1].removeprefix("/home/bentoml/bento/")
+        assert (bento / file).is_file()
 
 
 def test_it_serves_its_own_model_from_a_clean_environment(

@@ -91,6 +91,18 @@ def test_a_port_that_cannot_be_used_is_said_in_one_line(taken_port: int, port: s
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_without_an_engine_for_containers_the_image_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "containerize.py"],
+        env={**plain_environ(), "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("container: none of docker, podman, buildah works here: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @in_own_venv
 def test_make_serve_serves_and_serves_again(tmp_path: Path, photo_request: str) -> None:
     environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path)}
