@@ -104,6 +104,7 @@ def test_a_killed_worker_costs_what_it_had_in_work_and_is_replaced(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:
     with Server(tmp_path / "log", environ) as server:
+        until(lambda: starts(server) == 2)  # it is ready when one of them is
         victim = min(server.workers())
         with Clients(server, origin.url("/photo.jpg")) as clients:
             os.kill(victim, signal.SIGKILL)
