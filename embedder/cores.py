@@ -107,7 +107,7 @@ class Cores:
         self._in_use[self._worker] -= count
 
     def _bury(self) -> None:
-        """Take back what workers that were killed had. BentoML takes up to 10 s to replace one, and a start."""
+        """Take back what killed workers had. BentoML takes up to 10 s to replace one, and its start."""
         for worker, count in enumerate(self._in_use):
             if count and worker != self._worker and not self._lives(worker):
                 self._in_use[worker] = 0

@@ -17,7 +17,7 @@ from tests import mutations, pictures
 from tests.mutations import COMBINATIONS, mutated
 from tests.server import ROOT, Server, plain_environ
 
-ROUNDS, CHILDREN = 100, 4
+ROUNDS, CHILDREN = 40, 4
 COUNT = ROUNDS * COMBINATIONS
 FOR_EACH_CHILD = COUNT // CHILDREN
 MAX_CPU_S = 5.0
