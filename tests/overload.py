@@ -8,6 +8,7 @@ row fails. The service is a real one, with its usual settings where a row does n
 kept embeddings; photos come from nginx, 640 x 480, each under a URL of its own.
 
 The clients share the machine with the service: where cores are few, their times contain waiting for a core.
+Where anything else runs, no time and no rate means anything: the load average is printed first.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import uvloop
 from benchmarks import load
 from benchmarks.origin import Origin as Nginx
 from benchmarks.photos import make_photos
+from embedder.cores import available_cores
 from embedder.settings import KNOBS, WORKER_BYTES
 from embedder.wire.door import LINGER_BYTES, LINGER_S
 from embedder.wire.route import BODY_TIMEOUT_S
@@ -750,6 +752,9 @@ def main() -> int:
             parser.error(f"{program} is not installed: apt-get install {package}")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    busy, cores = os.getloadavg()[0], available_cores()
+    warning = ": too much" if busy > cores / 2 else ""
+    print(f"overload: {cores} cores, load average {busy:.1f} before{warning}", flush=True)
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
