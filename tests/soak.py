@@ -106,15 +106,19 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Origin() as origin:
         images = _furnish(origin)
+        temporary = Path(folder) / "tmp"
+        temporary.mkdir()
         environ = {
             "BENTOML_HOME": str(saved_model(Path(folder))),
             "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.1/32",
             "EMBEDDER_ALLOWED_PORTS": str(origin.port),
             "EMBEDDER_FETCH_TIMEOUT_S": "3",
             "EMBEDDER_CACHE_ENTRIES": "200",
+            "TMPDIR": str(temporary),
         }
         with Server(Path(folder) / "log", environ) as server:
-            samples, seen = _run(server, origin, images, options.minutes)
+            folders = (temporary, server.log.with_suffix(".home"))
+            samples, seen = _run(server, origin, images, options.minutes, folders)
     for line in _table(samples):
         print(line)
     print("answers:", dict(seen.answers.most_common()))
@@ -126,7 +130,10 @@ def main() -> int:
     return bool(failures)
 
 
-def _run(server: Server, origin: Origin, images: Sequence[str], minutes: float) -> tuple[list[Sample], Seen]:
+def _run(
+    server: Server, origin: Origin, images: Sequence[str], minutes: float, folders: Sequence[Path]
+) -> tuple[list[Sample], Seen]:
+    """Samples of the `server`, which writes below `folders`, and what its clients saw."""
     seen = Seen()
     known = {image: _embedding(server, image) for image in images}
     end_s = time.monotonic() + 60 * minutes
@@ -140,11 +147,11 @@ def _run(server: Server, origin: Origin, images: Sequence[str], minutes: float) 
     samples = []
     while time.monotonic() < end_s:
         time.sleep(EVERY_S)
-        samples.append(_sample(server, seen, (time.monotonic() - start_s) / 60))
+        samples.append(_sample(server, seen, folders, (time.monotonic() - start_s) / 60))
     for client in clients:
         client.join()
     time.sleep(IDLE_S)
-    samples.append(_sample(server, seen, (time.monotonic() - start_s) / 60))
+    samples.append(_sample(server, seen, folders, (time.monotonic() - start_s) / 60))
     return samples, seen
 
 
@@ -325,7 +332,7 @@ def saved_model(folder: Path) -> Path:
     return home
 
 
-def _sample(server: Server, seen: Seen, minute: float) -> Sample:
+def _sample(server: Server, seen: Seen, folders: Sequence[Path], minute: float) -> Sample:
     with seen.lock:
         recent_ms, seen.good_ms = seen.good_ms, []
         answers = seen.answers.total()
@@ -335,8 +342,7 @@ def _sample(server: Server, seen: Seen, minute: float) -> Sample:
         memory_mb=sum(server.resident_bytes().values()) / 1e6,
         descriptors=server.descriptors(),
         threads=sum(len(list((process / "task").iterdir())) for process in processes),
-        files=sum(1 for _ in _files(server.log.with_suffix(".home")))
-        + sum(1 for _ in Path(tempfile.gettempdir()).iterdir()),
+        files=sum(len(list(_files(folder))) for folder in folders),
         p50_ms=float(np.percentile(recent_ms, 50)) if recent_ms else 0.0,
         p99_ms=float(np.percentile(recent_ms, 99)) if recent_ms else 0.0,
         answers=answers,

@@ -41,7 +41,7 @@ def enter(bento: Path, *command: str) -> subprocess.Popen[str]:
         env={**plain_environ(), "BENTO_PATH": str(bento)},
         stdout=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background may have it ignored, which is inherited; a container has not.
+        # Whoever runs the tests in the background may have it ignored, which is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
