@@ -199,7 +199,8 @@ def test_what_still_comes_after_a_refusal_is_taken_before_the_connection_is_clos
     async def send(message: Message) -> None:
         events.append(f"send {message['type'].rpartition('.')[2]}, more: {message.get('more_body', False)}")
 
-    asyncio.run(Door(answering(200, b""), keys=APIKeys([]))(scope, receive, send))  # type: ignore[arg-type]
+    door = Door(answering(200, b""), keys=APIKeys([]), timeout_s=60)  # type: ignore[arg-type]
+    asyncio.run(door(scope, receive, send))
     answer = ["send start, more: False", "send body, more: True"]
     assert events == [*answer, "receive", "receive", "receive", "send body, more: False"]
 
