@@ -128,7 +128,7 @@ def test_what_is_asked_for_with_get_is_the_services(proxy: Proxy, server: Server
 ERRORS: dict[str, tuple[str, str, dict[str, object]]] = {
     "no JSON": ("POST", "/embed", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
     "no such type": ("POST", "/embed", {"data": b"x", "headers": {"Content-Type": "text/plain"}}),
-    "an address inside": ("POST", "/embed", {"json": {"url": "http://10.0.0.1/"}}),
+    "an address inside": ("POST", "/embed", {"json": {"url": "http://[::1]/"}}),
     "an origin that fails": ("POST", "/embed", {"json": {"url": "http://127.0.0.1:443/"}}),
     "no image": ("POST", "/embed", {"json": {"url": "data:;base64,AAAA"}}),
     "no such route": ("POST", "/nothing", {"json": {}}),
