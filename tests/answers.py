@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 
 from tests.origin import Handler
 
@@ -51,6 +52,27 @@ def with_length(body: bytes, *headers: bytes, length: int | None = None) -> byte
 def chunked(*chunks: bytes) -> bytes:
     body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     return OK + b"Transfer-Encoding: chunked\r\n\r\n" + body
+
+
+class Held:
+    """Write `before` at once, and `answer` when the test releases it, from another thread."""
+
+    def __init__(self, answer: bytes, *, before: bytes = b"") -> None:
+        self.arrived = threading.Semaphore(0)
+        """Released by each request that has come so far."""
+        self._answer = answer
+        self._before = before
+        self._released = threading.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self._before)
+        self.arrived.release()
+        while not self._released.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.02)
+        writer.write(self._answer)
+
+    def release(self) -> None:
+        self._released.set()
 
 
 class Flood:

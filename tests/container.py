@@ -7,8 +7,6 @@ when one is not met. Takes minutes, a package index, and docker, podman or (as r
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
 import json
 import re
 import statistics
@@ -28,14 +26,16 @@ import requests
 from numpy.typing import NDArray
 
 from scripts.containerize import find_engine
+from tests.answers import Held, with_length
 from tests.engines import Container, Engine, File, engine
 from tests.origin import Origin
+from tests.pictures import data_url
 from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
 
 IMAGE = "image-embedder:test-container"
 AGAIN = "image-embedder:test-container-again"
 PHOTO = (ROOT / "samples" / "chelsea.jpg").read_bytes()
-PHOTO_URL = "data:image/jpeg;base64," + base64.b64encode(PHOTO).decode()
+PHOTO_URL = data_url(PHOTO)
 
 MAX_MB_BEYOND_BASE = 350.0
 MAX_READY_S = 4.0
@@ -311,14 +311,7 @@ def _check_kill(figures: Figures, container: Container, port: int, origin: Origi
 
 def _check_drain(figures: Figures, container: Container, port: int, origin: Origin) -> None:
     """SIGTERM while images are being fetched, and while others keep asking."""
-    release = threading.Event()
-    arrived = threading.Semaphore(0)
-
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived.release()
-        await asyncio.get_running_loop().run_in_executor(None, release.wait)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO)
-
+    slow = Held(with_length(PHOTO))
     for number in range(IN_WORK):
         origin.raw(f"/slow-{number}.jpg", slow)
     end = threading.Event()
@@ -342,13 +335,13 @@ def _check_drain(figures: Figures, container: Container, port: int, origin: Orig
     with ThreadPoolExecutor(IN_WORK + CLIENTS) as pool:
         in_work = [pool.submit(_post, port, origin.url(f"/slow-{number}.jpg")) for number in range(IN_WORK)]
         for _ in in_work:
-            assert arrived.acquire(timeout=10)
+            assert slow.arrived.acquire(timeout=10)
         clients = [pool.submit(ask, number) for number in range(CLIENTS)]
         time.sleep(1)  # of load
         stop_s = time.monotonic()
         container.terminate()
         time.sleep(2)  # it is past its grace, and waits for what is in work
-        release.set()
+        slow.release()
         statuses = {answer.result().status_code for answer in in_work}
         end.set()
         status = container.wait(60)

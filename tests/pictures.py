@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import re
@@ -42,6 +43,11 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:  # Pillow
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def data_url(image: bytes, media_type: str = "image/jpeg") -> str:
+    """A URL that carries the file `image` itself."""
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
 
 
 def oriented(image: Image.Image, format: str, orientation: int, **options: Any) -> bytes:

@@ -169,6 +169,14 @@ def _command(process: int) -> bytes:
         return b""
 
 
+def assert_error(answer: requests.Response, status: int, code: str) -> None:
+    """`answer` is an error with that status and code, in the shape that all have."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json().keys() == {"error", "code"}
+    assert answer.json()["code"] == code
+
+
 def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Waits for what `condition` tells. Fails when it is not so in time."""
     deadline = time.monotonic() + timeout_s

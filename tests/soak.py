@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import collections
-import json
 import random
 import socket
 import subprocess
@@ -33,6 +31,7 @@ from numpy.typing import NDArray
 from tests import pictures
 from tests.origin import Origin
 from tests.server import ROOT, Server, plain_environ
+from tests.traffic import post
 from tests.weights import save_pth
 
 Embedding: TypeAlias = NDArray[np.float32]
@@ -250,11 +249,8 @@ class _Client:
 
 def go_away(server: Server, url: str) -> None:
     """Ask, and leave before the answer."""
-    body = json.dumps({"url": url}).encode()
-    head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(head.encode() + body)
+        connection.sendall(post("/embed", {"url": url}))
 
 
 BODIES: list[dict[str, object]] = [
@@ -262,7 +258,7 @@ BODIES: list[dict[str, object]] = [
     {"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
     {"data": b"x", "headers": {"Content-Type": "text/plain"}},
     {"json": {"url": 5}},
-    {"json": {"url": "data:;base64," + base64.b64encode(b"no image at all").decode()}},
+    {"json": {"url": pictures.data_url(b"no image at all", "")}},
 ]
 
 

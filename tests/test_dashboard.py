@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ import requests
 import yaml
 
 from tests.origin import Origin
+from tests.pictures import data_url
 from tests.server import ROOT, Server, free_port, until
 
 DEPLOY = ROOT / "deploy"
@@ -89,11 +89,11 @@ def busy_server(
         "EMBEDDER_ALLOWED_PORTS": str(origin.port),
         "EMBEDDER_CACHE_ENTRIES": "1000",
     }
-    good, bad = origin.url("/good.jpg"), [origin.url("/cut.jpg"), origin.url("/none.jpg"), "http://10.0.0.1/"]
+    good, bad = origin.url("/good.jpg"), [origin.url("/cut.jpg"), origin.url("/none.jpg"), "http://[::1]/"]
 
     def never_seen(number: int) -> str:
         commented = photo[:2] + b"\xff\xfe\x00\x0a%08d" % number + photo[2:]
-        return "data:image/jpeg;base64," + base64.b64encode(commented).decode()
+        return data_url(commented)
 
     def ask_until(end: threading.Event, server: Server) -> None:
         number = 0

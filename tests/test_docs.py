@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import yaml
 
-from embedder import errors
 from embedder.settings import KNOBS, Knob
+from tests.pictures import data_url
 from tests.server import ROOT, Server, plain_environ
+from tests.test_errors import CONTRACT
 
 README = (ROOT / "README.md").read_text()
 FRENCH = (ROOT / "README.fr.md").read_text()
 DEPLOY = (ROOT / "deploy" / "README.md").read_text()
-
-
-def tree(error: type[errors.EmbedderError]) -> Iterator[type[errors.EmbedderError]]:
-    for child in error.__subclasses__():
-        yield child
-        yield from tree(child)
 
 
 @pytest.mark.parametrize("knob", KNOBS.values(), ids=lambda knob: knob.variable)
@@ -45,9 +38,7 @@ def test_no_setting_is_in_the_readme_that_is_not_one() -> None:
 
 def test_every_error_code_is_in_the_readme_with_its_status() -> None:
     rows = set(re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", README, re.MULTILINE))
-    assert rows == {
-        (str(error.status), error.code) for error in tree(errors.EmbedderError) if "code" in vars(error)
-    }
+    assert rows == {(str(status), code) for code, status in CONTRACT.items()}
 
 
 def test_every_make_target_named_is_there() -> None:
@@ -88,7 +79,8 @@ def test_the_first_curl_answers_as_shown(server: Server, text: str) -> None:
 def test_the_python_examples_run(server: Server, block: str) -> None:
     code = block.replace("http://localhost:8000", server.url)
     # The CDN's images are out of reach of a test: an image inside its URL stands for them.
-    code = code.replace("https://res.cloudinary.com/demo/image/upload/sample.jpg", _photo_url())
+    carried = data_url((ROOT / "samples" / "chelsea.jpg").read_bytes())
+    code = code.replace("https://res.cloudinary.com/demo/image/upload/sample.jpg", carried)
     code += "print(len(globals().get('embedding') or embeddings[0]))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=plain_environ(), capture_output=True, text=True, check=True
@@ -134,9 +126,3 @@ def _shown(rate: float) -> str:
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def _photo_url() -> str:
-    return (
-        "data:image/jpeg;base64," + base64.b64encode((ROOT / "samples" / "chelsea.jpg").read_bytes()).decode()
-    )

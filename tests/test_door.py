@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from embedder.api_keys import APIKeys
 from embedder.wire.door import LINGER_BYTES, LINGER_S, ROUTES, Door
-from tests.server import Server
+from tests.server import Server, assert_error
 
 OLD, NEW = "the-key-until-tomorrow", "the-key-from-today-on"
 HEALTH = ("/health", "/livez", "/readyz", "/healthz")
@@ -37,13 +37,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Ser
     }
     with Server(tmp_path_factory.mktemp("keyed") / "log", environ) as keyed:
         yield keyed
-
-
-def assert_error(answer: requests.Response, status: int, code: str) -> None:
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json().keys() == {"error", "code"}
-    assert answer.json()["code"] == code
 
 
 # Routes

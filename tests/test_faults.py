@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import pictures
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
+from tests.traffic import post
 
 CLIENTS = 6
 
@@ -139,9 +139,9 @@ def test_what_a_client_asked_for_ends_when_it_goes_away(
     environ = {**environ, "EMBEDDER_FETCH_TIMEOUT_S": "40", "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "64"}
     with Server(tmp_path / "log", environ) as server:
         _go_away(server, origin)  # so that both workers have opened what they keep
-        before = _descriptors(server)
+        before = server.descriptors()
         _go_away(server, origin)
-        until(lambda: _descriptors(server) <= before + 2)
+        until(lambda: server.descriptors() <= before + 2)
         assert "Traceback" not in server.log.read_text()
         urls = [origin.url(f"/photo.jpg?{number}") for number in range(64)]
         assert server.post("/embed_batch", {"urls": urls}).status_code == 200  # every place is free
@@ -151,18 +151,12 @@ def _go_away(server: Server, origin: Origin) -> None:
     """Clients that ask for what an origin does not send, and leave, and what they asked for with them."""
     others, clients = origin.connections.open, []
     for number in range(40):
-        body = json.dumps({"url": origin.url(f"/hang.jpg?{number}")}).encode()
-        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         clients.append(socket.create_connection(("127.0.0.1", server.port)))
-        clients[-1].sendall(head.encode() + body)
+        clients[-1].sendall(post("/embed", {"url": origin.url(f"/hang.jpg?{number}")}))
     until(lambda: origin.connections.open >= 40)
     for client in clients:
         client.close()
     until(lambda: origin.connections.open <= others)
-
-
-def _descriptors(server: Server) -> int:
-    return sum(len(os.listdir(f"/proc/{worker}/fd")) for worker in server.workers())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from embedder.memory import MAX_QUEUE, DecodingMemory, HeldBytes
 from embedder.urls import URLPolicy
 from tests import pictures
 from tests.origin import Origin
+from tests.pictures import data_url
 from tests.server import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -106,10 +106,6 @@ async def in_task(intake: Intake, *sources: str) -> list[object]:
 
 async def _admit(intake: Intake, sources: tuple[str, ...]) -> list[object]:
     return list(await intake.admit(sources))
-
-
-def data_url(image: bytes) -> str:
-    return "data:;base64," + base64.b64encode(image).decode()
 
 
 async def test_outcomes_stand_in_the_order_of_their_sources(origin: Origin, photo: bytes) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.answers import Held, with_length
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, plain_environ, until
 
@@ -72,14 +71,7 @@ def test_a_model_that_this_project_did_not_save_stops_the_start(tmp_path: Path) 
 def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
     tmp_path: Path, store: Path, origin: Origin, photo: bytes
 ) -> None:
-    release = threading.Event()
-    arrived = threading.Semaphore(0)
-
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived.release()
-        await asyncio.get_running_loop().run_in_executor(None, release.wait)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(photo) + photo)
-
+    slow = Held(with_length(photo))
     for n in range(10):  # each its own URL: the same one would be fetched once
         origin.raw(f"/slow-{n}.jpg", slow)
     environ = {
@@ -95,13 +87,13 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
             urls = [origin.url(f"/slow-{n}.jpg") for n in range(10)]
             waiting = [clients.submit(server.post, "/embed", {"url": url}) for url in urls]
             for _ in range(10):
-                assert arrived.acquire(timeout=10)
+                assert slow.arrived.acquire(timeout=10)
             (worker,) = server.workers()
             os.kill(worker, signal.SIGTERM)
             until(lambda: session.get(server.url + "/health", timeout=10).status_code == 503, 10)
             assert session.get(server.url + "/health", timeout=10).json() == {"status": "draining"}
             assert session.get(server.url + "/readyz", timeout=10).status_code == 503
-        release.set()
+        slow.release()
         assert [answer.result().status_code for answer in waiting] == [200] * 10
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import subprocess
@@ -83,7 +82,7 @@ def test_the_service_answers_each_of_hundreds_and_its_workers_live(server: Serve
     step = len(pictures.samples())
     for first in range(COUNT, COUNT + 2 * COMBINATIONS, step):
         batch = [mutated(number) for number in range(first, first + step)]
-        urls = ["data:;base64," + base64.b64encode(one.data).decode() for one in batch]
+        urls = [pictures.data_url(one.data, "") for one in batch]
         answer = server.post("/embed_batch", {"urls": urls})
         assert answer.status_code == 200, f"{batch[0]} to {batch[-1]}: {answer.text[:500]}"
         errors = {error["index"]: error["code"] for error in answer.json()["errors"]}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import http.client
 import re
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from embedder.errors import BodyTooLarge, NotFound, Overloaded
 from embedder.settings import KNOBS
 from embedder.wire.route import BODY_TIMEOUT_S
+from tests.answers import Held, with_length
 from tests.origin import Origin
+from tests.pictures import data_url
 from tests.proxy import CONFIGURATION, NGINX, Proxy, replaced
-from tests.server import ROOT, Server, free_port, until
+from tests.server import ROOT, Server, assert_error, free_port, until
 
 pytestmark = pytest.mark.skipif(
     NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx-light)"
@@ -53,17 +53,6 @@ def recording(tmp_path: Path, upstream: Origin) -> Iterator[Proxy]:
     """In front of `upstream`."""
     with Proxy(tmp_path, f"127.0.0.1:{upstream.port}", limit_conn="by_address 4") as recording:
         yield recording
-
-
-def assert_error(answer: requests.Response, status: int, code: str) -> None:
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json().keys() == {"error", "code"}
-    assert answer.json()["code"] == code
-
-
-def data_url(image: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
 
 
 # The file
@@ -368,14 +357,7 @@ def test_a_slow_body_does_not_reach_the_service_and_one_that_stops_is_closed(
 def test_one_address_has_so_many_requests_at_a_time_and_others_have_theirs(
     recording: Proxy, upstream: Origin
 ) -> None:
-    release = threading.Event()
-    arrived = threading.Semaphore(0)
-
-    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived.release()
-        await asyncio.get_running_loop().run_in_executor(None, release.wait)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
+    hold = Held(with_length(b""))
     upstream.raw("/embed", hold)
     for path in ("/info", "/health"):
         upstream.serve(path, b"{}")
@@ -383,12 +365,12 @@ def test_one_address_has_so_many_requests_at_a_time_and_others_have_theirs(
         try:
             held = [clients.submit(requests.get, f"{recording.url}/embed") for _ in range(4)]
             for _ in held:
-                assert arrived.acquire(timeout=10)
+                assert hold.arrived.acquire(timeout=10)
             refused = requests.get(f"{recording.url}/info")
             health = requests.get(f"{recording.url}/health")
             neighbour = status_from("127.0.0.2", recording, "/info")
         finally:
-            release.set()
+            hold.release()
         assert [answer.result().status_code for answer in held] == [200] * 4
     assert_error(refused, 429, Overloaded.code)
     assert int(refused.headers["Retry-After"]) > 0

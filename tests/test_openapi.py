@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import subprocess
 import sys
@@ -32,7 +31,7 @@ def image_urls(tmp_path_factory: pytest.TempPathFactory, origin: Origin) -> Path
     for name, image in pictures.samples().items():
         origin.serve(f"/openapi/{name}", image)
         urls.append(origin.url(f"/openapi/{name}"))
-    urls += ["data:;base64," + base64.b64encode(image).decode() for image in pictures.samples().values()]
+    urls += [pictures.data_url(image, "") for image in pictures.samples().values()]
     file = tmp_path_factory.mktemp("openapi") / "image_urls"
     file.write_text("\n".join(urls))
     return file

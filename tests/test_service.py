@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import io
 import json
@@ -30,11 +29,8 @@ from PIL import Image
 from embedder import __version__
 from tests.conftest import Reference
 from tests.origin import Origin
+from tests.pictures import data_url
 from tests.server import Server, plain_environ
-
-
-def data_url(image: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(image).decode()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +51,7 @@ def bad_urls(origin: Origin, photo: bytes) -> dict[str, str]:
     origin.serve("/wide.png", _png_head(60_000, 60_000))
     origin.raw("/hang", _hang)
     return {
-        "url_not_allowed": "http://10.0.0.1/x.jpg",
+        "url_not_allowed": "http://[::1]/x.jpg",
         "fetch_failed": origin.url("/missing.jpg"),
         "unsupported_format": origin.url("/page.html"),
         "bad_image": origin.url("/cut.jpg"),
@@ -393,9 +389,9 @@ SYNC_CLIENT = """
 import bentoml, json, sys
 with bentoml.SyncHTTPClient(sys.argv[1]) as client:
     one = client.embed(url=sys.argv[2])
-    two = client.embed_batch(urls=[sys.argv[2], "http://10.0.0.1/"])
+    two = client.embed_batch(urls=[sys.argv[2], "http://[::1]/"])
     try:
-        client.embed(url="http://10.0.0.1/")
+        client.embed(url="http://[::1]/")
     except bentoml.exceptions.BentoMLException as error:
         print(json.dumps([one, two, [error.error_code.value, str(error)]]))
 """
