@@ -1124,12 +1124,12 @@ async def test_a_thousand_failures_leave_no_socket(origin: Origin) -> None:
 async def test_close_leaves_no_fetch_running_beyond_its_deadline(origin: Origin) -> None:
     origin.raw("/hang", hang)
     origin.raw("/body", HANGS["in the body"])
-    async with fetching(origin, names={"never.test": None}, timeout_s=SHORT_S) as fetcher:
+    async with fetching(origin, names={"never.test": None}, timeout_s=SOON_S) as fetcher:
         urls = [origin.url("/hang")] * 40 + [origin.url("/body")] * 40 + [origin.url("/", host="never.test")]
         fetches = [asyncio.ensure_future(fetcher.fetch(url)) for url in urls]
         await until(lambda: len(origin.requests) == MAX_CONNECTIONS_PER_HOST)
         await fetcher.close()
-        done, pending = await asyncio.wait(fetches, timeout=SOON_S)
+        done, pending = await asyncio.wait(fetches, timeout=2 * SOON_S)
         assert not pending
         # Those that waited for a connection or an address, aiohttp cancels.
         assert all(fetch.cancelled() or isinstance(fetch.exception(), EmbedderError) for fetch in done)
