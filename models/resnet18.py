@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from skimage import data_dir  # type: ignore[attr-defined]  # exported lazily, which mypy can't see
 from torch import Tensor, nn
-from torchvision import models  # type: ignore[import-untyped]  # it ships no types
-from torchvision.transforms import functional  # type: ignore[import-untyped]  # as above
+from torchvision import models
+from torchvision.transforms import functional
 
 from models import PREPROCESSING_VERSION, WeightsError, read_weights_file
 from models.download import (

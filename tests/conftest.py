@@ -50,7 +50,7 @@ def reference(weights_file: Path) -> Reference:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         with torch.no_grad():
             embedding: NDArray[np.float32] = body(recipe(image).unsqueeze(0)).squeeze().numpy()
-        return embedding / np.linalg.norm(embedding)
+        return np.asarray(embedding / np.linalg.norm(embedding))
 
     return embed
 

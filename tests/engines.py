@@ -317,7 +317,7 @@ class BuildahContainer:
         return int(children[0]) if children else None
 
     def _states(self) -> dict[str, tuple[int, ...]]:
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         for folder, folders, files in os.walk(self._root):
             if folder == str(self._root):
                 folders.remove("tmp")

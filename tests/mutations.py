@@ -281,7 +281,8 @@ _WEBP_SIZES = {
 
 
 def _webp_parts(file: bytes) -> Iterator[Part]:
-    position, whole = 12, (Field(4, 4, "little"),)
+    position = 12
+    whole: tuple[Field, ...] = (Field(4, 4, "little"),)
     while position < len(file):
         kind, size = struct.unpack_from("<4sI", file, position)
         sizes = (Field(position + 8 + at, width, "little") for at, width in _WEBP_SIZES.get(kind, ()))

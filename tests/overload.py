@@ -51,8 +51,8 @@ from tests import pictures
 from tests.answers import hang, says, with_length
 from tests.origin import Origin
 from tests.server import Server, until
-from tests.soak import go_away, hostile_images, saved_model
-from tests.traffic import Answer, Traffic, at_random, get, head, post, rate
+from tests.traffic import Answer, Traffic, at_random, get, go_away, head, post, rate
+from tests.weights import saved_model
 
 SIZE = "640"
 CLIENTS = 16
@@ -617,7 +617,7 @@ def _go_away(server: Server, origin: Origin, count: int) -> None:
     for number in range(count):
         if number % 4 < 2:  # at any moment: before it is fetched, while it is, while it is decoded
             url = origin.url(f"/{('hang', 'photo')[number % 4]}?{number}")
-            go_away(server, url, after_s=chance.uniform(0, 0.03))
+            go_away(server.port, url, after_s=chance.uniform(0, 0.03))
             continue
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(whole[: len(whole) - 10 if number % 4 == 2 else 40])
@@ -633,7 +633,7 @@ def _comes_about(condition: Callable[[], object], timeout_s: float) -> bool:
 
 def poison(scene: Scene) -> Iterable[Check]:
     """a bad image among 32"""
-    kinds = {name: hostile_images()[name] for name in ("cut", "scans", "bomb")}
+    kinds = {name: pictures.hostile()[name] for name in ("cut", "scans", "bomb")}
     with Origin() as origin, scene.server(origin.port) as server:
         good = []
         for number in range(31):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
+from skimage import data_dir  # type: ignore[attr-defined]  # it is lazy
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
@@ -24,7 +24,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 @functools.cache
 def _astronaut() -> Image.Image:
-    image = Image.open(Path(skimage.data_dir) / "astronaut.png").convert("RGB")
+    image = Image.open(Path(data_dir) / "astronaut.png").convert("RGB")
     image.info.clear()  # its colour profile, which Pillow would write into each file
     return image
 
@@ -78,7 +78,7 @@ def with_segments(jpeg: bytes, segments: bytes) -> bytes:
 
 def jpeg_segments(jpeg: bytes) -> list[tuple[int, int, int]]:
     """Marker, first byte and end of each segment; a scan's coded data is in none."""
-    segments = []
+    segments: list[tuple[int, int, int]] = []
     position = 2
     while True:
         found = MARKER.search(jpeg, position)
@@ -223,6 +223,18 @@ def animation(format: str, *frames: Image.Image, **options: Any) -> bytes:  # Pi
 
 
 # All kinds, small: for suites that only ask what happens to an image
+
+
+def hostile() -> dict[str, bytes]:
+    """Files that are refused, and what to call them."""
+    whole = encoded(photo(300, 200), "JPEG")
+    return {
+        "cut": whole[: len(whole) // 2],
+        "scans": jpeg_with_scans(500),
+        "bomb": jpeg_header_only(60_000, 60_000),
+        "flips": bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(whole)),
+        "many-pixels": png_bomb(8_000, 8_000),
+    }
 
 
 @functools.cache

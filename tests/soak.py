@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import collections
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,9 +28,9 @@ from numpy.typing import NDArray
 
 from tests import pictures
 from tests.origin import Origin
-from tests.server import ROOT, Server, plain_environ
-from tests.traffic import post
-from tests.weights import save_pth
+from tests.server import Server
+from tests.traffic import go_away
+from tests.weights import saved_model
 
 Embedding: TypeAlias = NDArray[np.float32]
 
@@ -43,7 +41,7 @@ MAX_MEMORY_SLOPE_MB_MIN = 1.0
 IDLE_S = 15.0
 """After the traffic, until what it left must be gone: longer than a download may take."""
 
-DOCUMENTED = {
+DOCUMENTED: Mapping[int, set[str | None]] = {
     200: {None},
     400: {"invalid_request"},
     404: {"not_found"},
@@ -237,7 +235,7 @@ class _Client:
             self._seen.complain("200 for what is no image")
 
     def _go_away(self) -> None:
-        go_away(self._server, self._fresh(self._chance.choice(self._images)))
+        go_away(self._server.port, self._fresh(self._chance.choice(self._images)))
 
     def _fresh(self, url: str) -> str:
         """A URL that nobody has asked for: one fetch each."""
@@ -245,12 +243,6 @@ class _Client:
 
     def _post(self, path: str, **options: Any) -> requests.Response:  # Any: requests' own
         return self._session.post(self._server.url + path, timeout=90, **options)
-
-
-def go_away(server: Server, url: str) -> None:
-    """Ask, and leave before the answer."""
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(post("/embed", {"url": url}))
 
 
 BODIES: list[dict[str, object]] = [
@@ -262,18 +254,7 @@ BODIES: list[dict[str, object]] = [
 ]
 
 
-def hostile_images() -> dict[str, bytes]:
-    photo = pictures.encoded(pictures.photo(300, 200), "JPEG")
-    return {
-        "cut": photo[: len(photo) // 2],
-        "scans": pictures.jpeg_with_scans(500),
-        "bomb": pictures.jpeg_header_only(60_000, 60_000),
-        "flips": bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(photo)),
-        "many-pixels": pictures.png_bomb(8_000, 8_000),
-    }
-
-
-HOSTILE = ("404", "hang", "drip", "reset", "text", "loop", *hostile_images())
+HOSTILE = ("404", "hang", "drip", "reset", "text", "loop", *pictures.hostile())
 
 
 def _furnish(origin: Origin) -> list[str]:
@@ -291,7 +272,7 @@ def _furnish(origin: Origin) -> list[str]:
     ):
         origin.serve(f"/good/{number}", pictures.encoded(pictures.photo(width, height), format))
         good.append(origin.url(f"/good/{number}"))
-    for name, data in hostile_images().items():
+    for name, data in pictures.hostile().items():
         origin.serve(f"/hostile/{name}", data)
     origin.serve("/hostile/text", b"<html>" * 1000)
     origin.redirect("/hostile/loop", "/hostile/loop")
@@ -315,17 +296,6 @@ def _furnish(origin: Origin) -> list[str]:
     origin.raw("/hostile/drip", drip)
     origin.raw("/hostile/reset", reset)
     return good
-
-
-def saved_model(folder: Path) -> Path:
-    """A BENTOML_HOME in `folder` whose model tells photos apart."""
-    home = folder / "store"
-    subprocess.run(
-        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", save_pth(folder / "weights.pth")],
-        env={**plain_environ(), "BENTOML_HOME": str(home)},
-        check=True,
-    )
-    return home
 
 
 def _sample(server: Server, seen: Seen, folders: Sequence[Path], minute: float) -> Sample:

@@ -47,7 +47,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def set_up(checkout: Path) -> subprocess.CompletedProcess[str]:
     environ = {**plain_environ(), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
-    command = [sys.executable, checkout / "scripts" / "setup.py"]
+    command: list[str | Path] = [sys.executable, checkout / "scripts" / "setup.py"]
     return subprocess.run(command, env=environ, capture_output=True, text=True)
 
 

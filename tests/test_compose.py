@@ -23,7 +23,11 @@ each_service = pytest.mark.parametrize("name", SERVICES)
 
 def validated(file: Path) -> subprocess.CompletedProcess[str]:
     """Against the schema of the Compose specification, which the package carries."""
-    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    command = [
+        str(Path(sys.executable).with_name("check-jsonschema")),
+        "--builtin-schema",
+        "vendor.compose-spec",
+    ]
     return subprocess.run([*command, file], capture_output=True, text=True)
 
 

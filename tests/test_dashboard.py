@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_every_label_that_a_legend_shows_is_there(
     prometheus: Prometheus, variables: Mapping[str, str]
 ) -> None:
     for query in QUERIES:
-        until(lambda q=query: prometheus.query(filled_in(q.expr, variables)))
+        until(partial(prometheus.query, filled_in(query.expr, variables)))
         labels = set(re.findall(r"{{(\w+)}}", query.legend))
         for series in prometheus.query(filled_in(query.expr, variables)):
             assert labels <= series["metric"].keys(), query.panel
@@ -221,7 +222,11 @@ def test_the_stages_are_those_of_an_images_way(prometheus: Prometheus, variables
         if query.panel.startswith("Stages: "):
             expr = filled_in(query.expr, variables)
             stages = {"fetch", "decode_queue", "decode", "queue", "encode"}
-            until(lambda e=expr, s=stages: {x["metric"]["stage"] for x in prometheus.query(e)} == s)
+            until(partial(_has_stages, prometheus, expr, stages))
+
+
+def _has_stages(prometheus: Prometheus, expr: str, stages: set[str]) -> bool:
+    return {series["metric"]["stage"] for series in prometheus.query(expr)} == stages
 
 
 @needs_prometheus

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -57,13 +58,18 @@ class Clients:
     def __enter__(self) -> Clients:
         for thread in self._threads:
             thread.start()
-        until(lambda: self.right > 2 * CLIENTS)
+        self.get_more()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         for thread in self._threads:
             thread.join()
+
+    def get_more(self) -> None:
+        """Until each has got another right answer, on average more than one."""
+        before = self.right
+        until(lambda: self.right > before + 2 * CLIENTS)
 
     def _ask(self) -> None:
         session = requests.Session()
@@ -110,8 +116,7 @@ def test_a_killed_worker_costs_what_it_had_in_work_and_is_replaced(
             os.kill(victim, signal.SIGKILL)
             until(lambda: len(server.workers()) == 2 and victim not in server.workers(), 15)
             until(lambda: starts(server) == 3)
-            right = clients.right
-            until(lambda: clients.right > right + 2 * CLIENTS)
+            clients.get_more()
         assert len(clients.failed) <= CLIENTS
         assert server.get("/health").json() == {"status": "healthy"}
 
@@ -372,8 +377,13 @@ def test_a_disk_that_fills_up_takes_no_worker_and_no_count(
         assert server.workers() == workers
         assert_healthy(server)
         filling.unlink()
+
         # Each worker makes up for what it could not write when it counts the next of the kind.
-        until(lambda: ask_for_everything(server, origin) or embeddings_counted(server) == next(rounds) - 1)
+        def all_is_counted() -> bool:
+            ask_for_everything(server, origin)
+            return embeddings_counted(server) == next(rounds) - 1
+
+        until(all_is_counted)
 
 
 def ask_for_everything(server: Server, origin: Origin) -> None:
@@ -481,10 +491,9 @@ def test_a_wall_clock_that_jumps_changes_nothing(
             for hours in (6, -6):
                 hanging = other.submit(seconds_to_give_up, server, origin.url(f"/hang?{hours}"))
                 set_clock(clock, hours)
-                until(lambda hours=hours: round(hours_ahead(server)) == hours)
+                until(partial(is_ahead, server, hours))
                 assert timeout_s - 0.1 < hanging.result() < timeout_s + 10
-                right = clients.right
-                until(lambda right=right: clients.right > right + 2 * CLIENTS)
+                clients.get_more()
         assert clients.failed == []
         assert server.workers() == workers
         assert_healthy(server)
@@ -497,9 +506,9 @@ def set_clock(file: Path, hours: int) -> None:
     new.replace(file)
 
 
-def hours_ahead(server: Server) -> float:
+def is_ahead(server: Server, hours: int) -> bool:
     said = parsedate_to_datetime(server.get("/livez").headers["Date"])
-    return (said.timestamp() - time.time()) / 3600
+    return round((said.timestamp() - time.time()) / 3600) == hours
 
 
 def seconds_to_give_up(server: Server, url: str) -> float:

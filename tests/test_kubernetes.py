@@ -51,7 +51,12 @@ SETTINGS = dict(
 
 def validated(file: Path, version: str) -> subprocess.CompletedProcess[str]:
     """By the schemas of Kubernetes' API, which the package carries. An unknown field is an error."""
-    command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", "-k", version]
+    command = [
+        str(Path(sys.executable).with_name("kubernetes-validate")),
+        "--strict",
+        "-k",
+        version,
+    ]
     return subprocess.run([*command, file], capture_output=True, text=True)
 
 

@@ -19,7 +19,8 @@ from tests.server import ROOT
 
 def stored(file: Path) -> dict[str, float]:
     """What is in `file`, as the worker that is asked for metrics reads it."""
-    return {key: value for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file))}
+    values = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
+    return {key: value for key, value, _, _ in values}
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_nginx_takes_the_file_without_a_warning(tmp_path: Path) -> None:
 def test_nginx_takes_what_is_commented_out_too(tmp_path: Path) -> None:
     proxy = Proxy(tmp_path, "127.0.0.1:8000")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    files = ["-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
+    files: list[str | Path] = ["-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
     subprocess.run([*command, *files], check=True, capture_output=True)
     # Prose has a blank after "#", what is to be used has none.
     text = re.sub(r"^( *)#(?=\S)", r"\1", proxy.configuration.read_text(), flags=re.MULTILINE)
@@ -483,7 +483,9 @@ def parsed(data: bytes) -> list[requests.Response]:
         status_line, *lines = head.decode().split("\r\n")
         answer = requests.Response()
         answer.status_code = int(status_line.split()[1])
-        answer.headers.update(line.split(": ", 1) for line in lines)
+        for line in lines:
+            name, _, value = line.partition(": ")
+            answer.headers[name] = value
         length = int(answer.headers["Content-Length"])
         answer._content, data = data[:length], data[length:]
         answers.append(answer)

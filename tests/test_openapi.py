@@ -70,7 +70,7 @@ def test_the_service_does_what_its_document_says(
 ) -> None:
     url = documented.server.url
     document = requests.get(f"{url}/docs.json", headers=documented.headers).json()
-    command = [
+    command: list[str | Path] = [
         *(SCHEMATHESIS, "--no-color", "run", f"{url}/docs.json", "--url", url),
         # Two checks never come into play: nothing is created here, so that nothing can be missing or deleted.
         *("--checks", "all", "--mode", "all", "--phases", "examples,coverage,fuzzing,stateful"),

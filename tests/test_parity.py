@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import data_dir
+from skimage import data_dir  # type: ignore[attr-defined]  # it is lazy
 
 from tests.conftest import Reference
 from tests.origin import Origin

@@ -54,7 +54,7 @@ def measured(fp32: bytes, int8: bytes, images: Images) -> Fidelity:
 
 def run(onnx_file: bytes, pixels: Pixels) -> Embeddings:
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    (embeddings,) = session.run(None, {"pixels": pixels})
+    embeddings: Embeddings = session.run(None, {"pixels": pixels})[0]
     return embeddings
 
 
@@ -126,7 +126,7 @@ def test_a_channel_that_is_nearly_off_keeps_its_bias(fp32: bytes, images: Images
 def test_embeddings_have_norm_1_and_do_not_depend_on_the_batch(int8: bytes, images: Images) -> None:
     pixels = images.held_out[:7]
     together = run(int8, pixels)
-    assert (together.dtype, together.shape) == (np.float32, (7, 512))
+    assert (together.dtype, together.shape) == (np.dtype(np.float32), (7, 512))
     assert np.linalg.norm(together.astype(float), axis=1) == pytest.approx(1, abs=1e-6)
     for index in range(7):
         assert run(int8, pixels[index : index + 1])[0] == pytest.approx(together[index], abs=1e-6)

@@ -75,7 +75,7 @@ def untrained() -> Weights:
 
 def run(onnx_file: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    (embeddings,) = session.run(None, {"pixels": pixels})
+    embeddings: npt.NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]
     return embeddings
 
 

@@ -25,7 +25,8 @@ import yaml
 from PIL import Image
 from torchvision.transforms import functional
 
-from models.resnet18 import IMAGENET_URL, sample_photos
+from models.download import IMAGENET_URL
+from models.resnet18 import sample_photos
 from tests.weights import discriminating_state_dict, save_pth, serve_files, torchvision_embeddings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +129,8 @@ class Store:
 
     def metadata(self, version: str) -> dict[str, Any]:
         description = self.home / "models" / "resnet18" / version / "model.yaml"
-        return yaml.safe_load(description.read_text())["metadata"]
+        metadata: dict[str, Any] = yaml.safe_load(description.read_text())["metadata"]
+        return metadata
 
     def left_behind(self) -> list[Path]:
         """Temporary files that are still there. torch keeps an empty folder for its compiler."""
@@ -604,7 +606,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """Room for three pages of 4 KB: a description (1), the latest's name (1), a model of up to 4 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", folder]
+    mount: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", folder]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,13 @@ def get(path: str, *, closes: bool = False) -> bytes:
 def post(path: str, body: object) -> bytes:
     content = json.dumps(body).encode()
     return head(path, len(content)) + content
+
+
+def go_away(port: int, url: str, *, after_s: float = 0.0) -> None:
+    """Ask for the embedding of `url`, and leave before the answer."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(post("/embed", {"url": url}))
+        time.sleep(after_s)
 
 
 def head(path: str, length: int | None) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from models.resnet18 import sample_photos
+from tests.server import ROOT, plain_environ
 
 PRESET = ResNet18_Weights.IMAGENET1K_V1.transforms()
 
@@ -49,6 +52,17 @@ def save_pth(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def saved_model(folder: Path) -> Path:
+    """A BENTOML_HOME in `folder` whose model tells photos apart."""
+    home = folder / "store"
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", save_pth(folder / "weights.pth")],
+        env={**plain_environ(), "BENTOML_HOME": str(home)},
+        check=True,
+    )
+    return home
+
+
 def torchvision_embeddings(
     state_dict: Mapping[str, Tensor], photos: Sequence[Image.Image]
 ) -> npt.NDArray[np.float64]:
@@ -59,7 +73,7 @@ def torchvision_embeddings(
     network.eval()
     with torch.no_grad():
         features = network(torch.stack([PRESET(photo) for photo in photos])).double().numpy()
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import models, transforms  # type: ignore[import-untyped]  # it ships no types
+from torchvision import models, transforms
 
 TRANSFORM = transforms.Compose(
     [
