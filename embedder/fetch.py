@@ -30,10 +30,12 @@ from embedder.errors import (
     FetchFailed,
     FetchTimeout,
     ImageTooLarge,
+    Overloaded,
     UnsupportedFormat,
     URLNotAllowed,
 )
 from embedder.memory import Hold
+from embedder.stalls import Stalls
 from embedder.urls import URLPolicy
 
 # For one round of dialling all of a name's addresses, and the TLS handshake. Two seconds reach any origin
@@ -43,6 +45,9 @@ CONNECT_TIMEOUT_S = 2.0
 MAX_CONNECTIONS_PER_HOST = 64
 # A name with hundreds of addresses would otherwise be dialled for the whole deadline.
 MAX_ADDRESSES_PER_NAME = 8
+
+# The event loop stalls for less than this wherever there is work.
+MIN_STALL_S = 1.0
 
 # Of one answer: interim ones (1xx) before the real one. Servers send one or two.
 MAX_HEADS = 8
@@ -88,10 +93,12 @@ class Fetcher:
         self._max_connections = max_connections
         self._make_resolver = resolver
         self._new_socket = open_socket
+        self._stalls = Stalls()
         self._resolver: _GuardedResolver
         self._session: aiohttp.ClientSession
 
     async def start(self) -> None:
+        self._stalls.start()
         self._resolver = _GuardedResolver(self._make_resolver(), self._urls.addresses)
         connector = aiohttp.TCPConnector(
             resolver=self._resolver,
@@ -113,6 +120,7 @@ class Fetcher:
         )
 
     async def close(self) -> None:
+        self._stalls.close()
         await self._session.close()
         await self._resolver.close()
 
@@ -120,11 +128,12 @@ class Fetcher:
         """The body behind the URL `text`: at most `max_bytes`, beginning like an image, counted in `hold`.
 
         Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Overloaded when
-        `hold` has no room for it; Draining after `close`.
+        `hold` has no room for it, or when it was this process that took the time; Draining after `close`.
         Waiting for a connection counts as part of `timeout_s`; so do all redirects.
         """
         url = self._urls.admit(text)
         deadline = asyncio.get_running_loop().time() + self._timeout_s
+        stalled_before_s = self._stalls.seconds()
         try:
             with metrics.fetch_stage.time():
                 for _ in range(self._max_redirects + 1):
@@ -134,7 +143,12 @@ class Fetcher:
                     url = answer
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as exc:
             # ValueError is aiohttp's for some malformed answers.
-            raise self._translated(exc) from exc
+            error = self._translated(exc)
+            if isinstance(error, FetchTimeout):
+                stalled_s = self._stalls.seconds() - stalled_before_s
+                if stalled_s > max(error.limit_s / 2, MIN_STALL_S):
+                    raise Overloaded("the service was too busy to fetch the image in time") from exc
+            raise error from exc
         raise FetchFailed(f"the image's server redirects more than {self._max_redirects} times")
 
     async def _get(self, url: URL, deadline: float, hold: Hold | None) -> bytes | URL:
@@ -143,7 +157,7 @@ class Fetcher:
             raise Draining
         remaining_s = deadline - asyncio.get_running_loop().time()
         if remaining_s <= 0:
-            raise FetchTimeout(limit_s=self._timeout_s)
+            raise asyncio.TimeoutError
         timeout = aiohttp.ClientTimeout(
             total=remaining_s,
             sock_connect=CONNECT_TIMEOUT_S,

@@ -143,10 +143,12 @@ def test_what_a_client_asked_for_ends_when_it_goes_away(
     origin.raw("/hang.jpg", hang)
     environ = {**environ, "EMBEDDER_FETCH_TIMEOUT_S": "40", "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "64"}
     with Server(tmp_path / "log", environ) as server:
-        _go_away(server, origin)  # so that both workers have opened what they keep
+        _go_away(server, origin)
         before = server.descriptors()
         _go_away(server, origin)
-        until(lambda: server.descriptors() <= before + 2)
+        # Each of 40 would leave one or two. A worker opens three files with the first request that it gets,
+        # which may be one of these.
+        until(lambda: server.descriptors() <= before + 3)
         assert "Traceback" not in server.log.read_text()
         urls = [origin.url(f"/photo.jpg?{number}") for number in range(64)]
         assert server.post("/embed_batch", {"urls": urls}).status_code == 200  # every place is free
@@ -473,7 +475,7 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 def test_a_wall_clock_that_jumps_changes_nothing(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:
-    timeout_s = 4
+    timeout_s = 2
     clock = tmp_path / "clock"
     set_clock(clock, 0)
     faked = {

@@ -21,6 +21,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,7 @@ from embedder.errors import (
     FetchFailed,
     FetchTimeout,
     ImageTooLarge,
+    Overloaded,
     UnsupportedFormat,
     URLNotAllowed,
 )
@@ -982,6 +984,19 @@ async def test_an_origin_that_hangs_or_drips_costs_the_deadline_and_no_more(
         assert SHORT_S * 0.9 < took_s < SOON_S
         await until(lambda: origin.connections.open == 0)
         assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+
+
+@pytest.mark.parametrize("stall_s", [0.0, 1.5])
+async def test_what_the_event_loop_itself_held_up_is_no_fault_of_the_origin(
+    origin: Origin, stall_s: float
+) -> None:
+    origin.raw("/hang", hang)
+    async with fetching(origin, timeout_s=SOON_S) as fetcher:
+        fetch = asyncio.ensure_future(outcome(fetcher.fetch(origin.url("/hang"))))
+        await until(lambda: origin.connections.open == 1)
+        threading.Event().wait(stall_s)  # on the event loop's thread
+        expected = {0.0: (FetchTimeout, "fetch_timeout"), 1.5: (Overloaded, "overloaded")}
+        assert (await fetch)[:2] == expected[stall_s]
 
 
 async def test_the_deadline_covers_waiting_for_a_connection(origin: Origin) -> None:

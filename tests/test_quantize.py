@@ -25,16 +25,21 @@ from models.calibration import (
     sample_images,
 )
 from models.quantize import Fidelity, _take_pixels_in_blocks, fidelity, quantize
-from models.resnet18 import export_onnx, file_weights
-from tests.weights import save_pth
 
 Pixels = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return export_onnx(file_weights(save_pth(tmp_path_factory.mktemp("weights") / "a.pth")))
+def saved(store: Path) -> Path:
+    """The folder of a model that was saved as users save it."""
+    models = store / "models" / "resnet18"
+    return models / (models / "latest").read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def fp32(saved: Path) -> bytes:
+    return (saved / "fp32.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,8 @@ def images() -> Images:
 
 
 @pytest.fixture(scope="module")
-def int8(fp32: bytes, images: Images) -> bytes:
-    return quantize(fp32, images.calibration)
+def int8(saved: Path) -> bytes:
+    return (saved / "int8.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")
