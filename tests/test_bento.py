@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,33 @@ def bento(store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def untrained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean_environment_begun(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]:
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+
+    def make() -> Path:
+        venv.create(folder, with_pip=True)
+        requirements = bento / "env" / "python" / "requirements.txt"
+        # Only what is imported is compiled, then: compiling everything takes a minute.
+        pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile")
+        subprocess.run([*pip, "-r", requirements], check=True)
+        return folder
+
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(make)
+
+
+@pytest.fixture(scope="module")
+def clean_environment(clean_environment_begun: Future[Path]) -> Path:
+    """A virtual environment with the Bento's requirements and nothing else."""
+    return clean_environment_begun.result()
+
+
+@pytest.fixture(scope="module")
+def untrained(
+    store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    clean_environment_begun: object,  # on another core: each takes half a minute
+) -> Path:
     """A BENTOML_HOME whose only model is untrained, and newer than that of `store`."""
     home = tmp_path_factory.mktemp("untrained")
     saved = run(sys.executable, "scripts/save_model.py", "--weights", "untrained", home=home)
@@ -126,14 +154,14 @@ def test_its_image_is_what_was_installed_on_a_slim_base_and_nothing_else(
 
 
 def test_it_serves_its_own_model_from_a_clean_environment(
-    bento: Path, store: Path, untrained: Path, tmp_path: Path, photo: bytes, reference: Reference
+    bento: Path,
+    store: Path,
+    untrained: Path,
+    clean_environment: Path,
+    tmp_path: Path,
+    photo: bytes,
+    reference: Reference,
 ) -> None:
-    clean = tmp_path / "venv"
-    venv.create(clean, with_pip=True)
-    requirements = bento / "env" / "python" / "requirements.txt"
-    # Only what is imported is compiled, then: compiling everything takes a minute.
-    pip = (clean / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile")
-    subprocess.run([*pip, "-r", requirements], check=True)
     # The model that a Bento brings with it is the one it serves, not the latest that is there.
     exported = tmp_path / "image_embedder.tar"  # not compressed, which would take half a minute
     assert run(BENTOML, "export", f"image_embedder:{bento.name}", exported, home=store).returncode == 0
@@ -142,9 +170,8 @@ def test_it_serves_its_own_model_from_a_clean_environment(
     assert latest not in (bento / "bento.yaml").read_text()
     environ = {"BENTOML_HOME": str(untrained), "PYTHONPATH": ""}
     target = f"image_embedder:{bento.name}"
-    with Server(
-        tmp_path / "log", environ, target=target, bentoml=clean / "bin" / "bentoml", cwd=tmp_path
-    ) as server:
+    bentoml = clean_environment / "bin" / "bentoml"
+    with Server(tmp_path / "log", environ, target=target, bentoml=bentoml, cwd=tmp_path) as server:
         url = data_url(photo)
         answer = server.post("/embed", {"url": url})
         assert np.array(answer.json()["embedding"]) @ reference(photo) >= 0.9999

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -297,7 +298,10 @@ def test_a_model_for_another_preprocessing_is_not_taken_for_the_wanted_one(
 
 @pytest.fixture(scope="module")
 def story(
-    tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    first_run: tuple[Store, object],
+    pth: Path,
+    int8_story_begun: object,  # on another core: each takes half a minute
 ) -> tuple[Store, str, list[Call]]:
     """A store with a.pth's model, and the quick start in it: twice offline, twice online; a.pth again."""
     store = Store.below(tmp_path_factory.mktemp("story"))
@@ -395,22 +399,30 @@ def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int8_story(
+def int8_story_begun(
     tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path, dark: Path
-) -> tuple[Store, list[Call]]:
-    """In a store with a.pth's fp32 model: int8 from dark images, the same forced, and what is done again."""
+) -> Iterator[tuple[Store, Future[list[Call]]]]:
     store = Store.below(tmp_path_factory.mktemp("int8"))
     shutil.copytree(first_run[0].home, store.home)
     (store.folder / "few").mkdir()
     int8 = ["--weights", str(pth), "--precision", "int8", "--if-missing"]
-    return store, store.calls(
+    calls: list[tuple[list[str], str | None]] = [
         ([*int8, "--calibration-images", str(dark)], None),
         ([*int8, "--calibration-images", str(dark), "--force"], None),
         ([*int8, "--calibration-images", str(dark)], None),
         (int8, None),
         (["--weights", str(pth), "--if-missing"], None),
         ([*int8, "--calibration-images", str(store.folder / "few")], None),
-    )
+    ]
+    with ThreadPoolExecutor(1) as beside:
+        yield store, beside.submit(store.calls, *calls)
+
+
+@pytest.fixture(scope="module")
+def int8_story(int8_story_begun: tuple[Store, Future[list[Call]]]) -> tuple[Store, list[Call]]:
+    """In a store with a.pth's fp32 model: int8 from dark images, the same forced, and what is done again."""
+    store, calls = int8_story_begun
+    return store, calls.result()
 
 
 def test_int8_that_is_far_from_fp32_is_refused_with_the_numbers(
