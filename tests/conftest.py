@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from PIL import Image
 from torchvision import models, transforms
 
 from tests.origin import Origin
-from tests.server import ROOT, Server, plain_environ
-from tests.weights import save_pth
+from tests.server import ROOT, Server
+from tests.weights import save_pth, saved_model
 
 Reference = Callable[[bytes], NDArray[np.float32]]
 
@@ -58,16 +56,7 @@ def reference(weights_file: Path) -> Reference:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
     """A BENTOML_HOME whose only model, fp32 and int8, was saved from `weights_file` by users' own command."""
-    home = tmp_path_factory.mktemp("bentoml")
-    subprocess.run(
-        [
-            *(sys.executable, ROOT / "scripts" / "save_model.py"),
-            *("--weights", weights_file, "--precision", "int8"),
-        ],
-        env={**plain_environ(), "BENTOML_HOME": str(home)},
-        check=True,
-    )
-    return home
+    return saved_model(tmp_path_factory.mktemp("bentoml"), weights_file, "int8")
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from tests.answers import Held, with_length
 from tests.engines import Container, Engine, File, engine
 from tests.origin import Origin
 from tests.pictures import data_url
-from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
+from tests.server import BENTOML, ROOT, Server, free_port, is_ready, plain_environ, until
 
 IMAGE = "image-embedder:test-container"
 AGAIN = "image-embedder:test-container-again"
@@ -116,9 +116,8 @@ def main() -> int:
     built = []
     with tempfile.TemporaryDirectory() as folder, Origin() as origin:
         home = Path(folder) / "bentoml"
-        base = options.base_image or _make_bento(home)
-        if options.base_image:
-            _make_bento(home)
+        named = _make_bento(home)
+        base = options.base_image or named
         try:
             for image in (IMAGE, AGAIN):
                 start_s = time.monotonic()
@@ -369,14 +368,7 @@ def _container(
 
 
 def _until_ready(port: int) -> None:
-    until(lambda: _is_ready(port), 60)
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=1).ok
-    except (requests.ConnectionError, requests.Timeout):
-        return False
+    until(lambda: is_ready(port), 60)
 
 
 def _post(port: int, url: str) -> requests.Response:

@@ -52,7 +52,7 @@ from tests.answers import hang, says, with_length
 from tests.origin import Origin
 from tests.server import Server, until
 from tests.traffic import Answer, Traffic, at_random, get, go_away, head, post, rate
-from tests.weights import saved_model
+from tests.weights import save_pth, saved_model
 
 SIZE = "640"
 CLIENTS = 16
@@ -396,11 +396,7 @@ async def _connections(scene: Scene, server: Server, count: int) -> Iterable[Che
         took_s = time.monotonic() - begin_s
     after_ms = await _lone_ms(scene, server)
     statuses = Counter(answer.status for answer in answers)
-    wrong = Counter(
-        f"{answer.status} after {answer.ms / 1000:.0f} s: {answer.failure or answer.body[:150]!r}"
-        for answer in answers
-        if answer.status not in (200, 429, 503)
-    )
+    wrong = _wrong(answers, 200, 429, 503, describe=_in_full)
     return [
         Check(
             f"{len(opened)} open at once, answered in {took_s:.1f} s: {dict(statuses)}, "
@@ -677,12 +673,18 @@ def _listed(times_ms: Sequence[float]) -> str:
     return ", ".join(f"{ms:.0f}" for ms in times_ms) + " ms"
 
 
-def _wrong(answers: Sequence[Answer], *right: int) -> Counter[str]:
+def _wrong(
+    answers: Sequence[Answer], *right: int, describe: Callable[[Answer], str] | None = None
+) -> Counter[str]:
     """How often what came that is not one of the `right` statuses."""
-    return Counter(_described(answer) for answer in answers if answer.status not in right)
+    return Counter((describe or _in_short)(answer) for answer in answers if answer.status not in right)
 
 
-def _described(answer: Answer) -> str:
+def _in_full(answer: Answer) -> str:
+    return f"{answer.status} after {answer.ms / 1000:.0f} s: {answer.failure or answer.body[:150]!r}"
+
+
+def _in_short(answer: Answer) -> str:
     if answer.failure:
         return answer.failure
     try:
@@ -766,7 +768,9 @@ def main() -> int:
         folder.chmod(0o755)  # nginx reads the photos as another user
         photos = make_photos(folder / "photos" / SIZE, SIZE)
         with Nginx(folder / "photos", folder, slow_s=20) as nginx:
-            scene = Scene(folder, saved_model(folder), len(photos), nginx)
+            scene = Scene(
+                folder, saved_model(folder / "store", save_pth(folder / "weights.pth")), len(photos), nginx
+            )
             for name in names:
                 checks = _checks(ROWS[name], scene)
                 passed = all(check.passed for check in checks)

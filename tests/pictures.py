@@ -222,9 +222,6 @@ def animation(format: str, *frames: Image.Image, **options: Any) -> bytes:  # Pi
     return encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=40, **options)
 
 
-# All kinds, small: for suites that only ask what happens to an image
-
-
 def hostile() -> dict[str, bytes]:
     """Files that are refused, and what to call them."""
     whole = encoded(photo(300, 200), "JPEG")
@@ -235,6 +232,9 @@ def hostile() -> dict[str, bytes]:
         "flips": bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(whole)),
         "many-pixels": png_bomb(8_000, 8_000),
     }
+
+
+# All kinds, small: for suites that only ask what happens to an image
 
 
 @functools.cache

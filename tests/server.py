@@ -152,13 +152,9 @@ class Server:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log.read_text()}")
-            try:
-                if requests.get(self.url + "/readyz", timeout=1).ok:
-                    return
-            except requests.ConnectionError:
-                time.sleep(0.05)
-            except requests.Timeout:  # its socket is open, and nobody there yet
-                continue
+            if is_ready(self.port):
+                return
+            time.sleep(0.05)
         raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s: {self.log.read_text()}")
 
 
@@ -175,6 +171,13 @@ def assert_error(answer: requests.Response, status: int, code: str) -> None:
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json().keys() == {"error", "code"}
     assert answer.json()["code"] == code
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=1).ok
+    except (requests.ConnectionError, requests.Timeout):  # or its socket is open, and nobody there yet
+        return False
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -9,7 +9,6 @@ the traffic has ended.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import random
 import sys
@@ -27,10 +26,11 @@ import requests
 from numpy.typing import NDArray
 
 from tests import pictures
+from tests.answers import OK, hang, reset, says, with_length
 from tests.origin import Origin
 from tests.server import Server
 from tests.traffic import go_away
-from tests.weights import saved_model
+from tests.weights import save_pth, saved_model
 
 Embedding: TypeAlias = NDArray[np.float32]
 
@@ -106,7 +106,7 @@ def main() -> int:
         temporary = Path(folder) / "tmp"
         temporary.mkdir()
         environ = {
-            "BENTOML_HOME": str(saved_model(Path(folder))),
+            "BENTOML_HOME": str(saved_model(Path(folder) / "store", save_pth(Path(folder) / "weights.pth"))),
             "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.1/32",
             "EMBEDDER_ALLOWED_PORTS": str(origin.port),
             "EMBEDDER_FETCH_TIMEOUT_S": "3",
@@ -277,24 +277,10 @@ def _furnish(origin: Origin) -> list[str]:
     origin.serve("/hostile/text", b"<html>" * 1000)
     origin.redirect("/hostile/loop", "/hostile/loop")
 
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n\xff\xd8\xff\xe0")
-        for _ in range(600):
-            writer.write(b"\0")
-            await writer.drain()
-            await asyncio.sleep(0.1)
-
-    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n\xff\xd8\xff\xe0")
-        await writer.drain()
-        writer.transport.abort()
-
     origin.raw("/hostile/hang", hang)
-    origin.raw("/hostile/drip", drip)
-    origin.raw("/hostile/reset", reset)
+    head = b"\xff\xd8\xff\xe0"
+    origin.raw("/hostile/drip", says(OK + b"\r\n" + head, *[b"\0"] * 600, every_s=0.1))
+    origin.raw("/hostile/reset", says(with_length(head, length=100_000), then=reset))
     return good
 
 

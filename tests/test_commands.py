@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.server import ROOT, free_port, plain_environ
+from tests.server import ROOT, free_port, is_ready, plain_environ
 
 # `make` works with the repository's own .venv: there, when the tests run as `make test` runs them.
 in_own_venv = pytest.mark.skipif(
@@ -115,7 +115,7 @@ def test_make_serve_serves_and_serves_again(tmp_path: Path, photo_request: str) 
                 command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True
             )
         try:
-            while not _is_ready(port):
+            while not is_ready(port):
                 assert process.poll() is None, (tmp_path / f"{round_}.log").read_text()
                 assert time.monotonic() - started < 120
                 time.sleep(0.05)
@@ -138,10 +138,3 @@ def photo_request() -> str:
     return subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=1).ok
-    except (requests.ConnectionError, requests.Timeout):
-        return False

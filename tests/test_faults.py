@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import pictures
+from tests.answers import hang
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
 from tests.traffic import post
@@ -137,9 +137,6 @@ def test_while_a_worker_is_stopped_the_other_answers(
 def test_what_a_client_asked_for_ends_when_it_goes_away(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
     origin.raw("/hang.jpg", hang)
     environ = {**environ, "EMBEDDER_FETCH_TIMEOUT_S": "40", "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "64"}
     with Server(tmp_path / "log", environ) as server:
@@ -517,10 +514,6 @@ def seconds_to_give_up(server: Server, url: str) -> float:
     begun_s = time.monotonic()
     assert server.post("/embed", {"url": url}).json()["code"] == "fetch_timeout"
     return time.monotonic() - begun_s
-
-
-async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 
 import pytest
 
+from tests.answers import hang
 from tests.origin import Origin
 from tests.server import ROOT, Server, free_port, plain_environ
 
@@ -43,9 +43,6 @@ def test_where_nobody_listens_nobody_is_healthy() -> None:
 
 
 def test_a_server_that_never_answers_is_not_healthy() -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
     with Origin() as origin:
         origin.raw("/health", hang)
         assert check(EMBEDDER_PORT=str(origin.port)).returncode == 1

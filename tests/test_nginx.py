@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from embedder.errors import BodyTooLarge, NotFound, Overloaded
 from embedder.settings import KNOBS
 from embedder.wire.route import BODY_TIMEOUT_S
-from tests.answers import Held, with_length
+from tests.answers import Held, hang, with_length
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.proxy import CONFIGURATION, NGINX, Proxy, replaced
@@ -286,9 +286,6 @@ def test_a_service_that_is_down_is_said_in_the_form_of_all_errors(tmp_path: Path
 
 
 def test_a_service_that_hangs_is_said_in_the_form_of_all_errors(tmp_path: Path, upstream: Origin) -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
     upstream.raw("/info", hang)
     with Proxy(tmp_path, f"127.0.0.1:{upstream.port}", proxy_read_timeout="1s") as proxy:
         answer = requests.get(f"{proxy.url}/info")
@@ -484,7 +481,7 @@ def parsed(data: bytes) -> list[requests.Response]:
         answer = requests.Response()
         answer.status_code = int(status_line.split()[1])
         for line in lines:
-            name, _, value = line.partition(": ")
+            name, value = line.split(": ", 1)
             answer.headers[name] = value
         length = int(answer.headers["Content-Length"])
         answer._content, data = data[:length], data[length:]

@@ -25,6 +25,7 @@ from models.calibration import (
     sample_images,
 )
 from models.quantize import Fidelity, _take_pixels_in_blocks, fidelity, quantize
+from tests.weights import onnx_embeddings
 
 Pixels = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -57,12 +58,6 @@ def measured(fp32: bytes, int8: bytes, images: Images) -> Fidelity:
     return fidelity(fp32, int8, images.held_out)
 
 
-def run(onnx_file: bytes, pixels: Pixels) -> Embeddings:
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    embeddings: Embeddings = session.run(None, {"pixels": pixels})[0]
-    return embeddings
-
-
 # How near int8 is
 
 
@@ -75,7 +70,7 @@ def test_the_aims_are_met_on_weights_that_tell_photos_apart(measured: Fidelity) 
 
 def test_fidelity_is_what_a_calculation_one_by_one_gives(fp32: bytes, int8: bytes, images: Images) -> None:
     pixels = images.held_out[:24]  # pieces of two photos, which are near each other
-    wanted, got = run(fp32, pixels), run(int8, pixels)
+    wanted, got = onnx_embeddings(fp32, pixels), onnx_embeddings(int8, pixels)
 
     def nearest(embeddings: Embeddings, which: int) -> set[int]:
         others = [index for index in range(len(embeddings)) if index != which]
@@ -110,7 +105,7 @@ def test_calibrated_on_flat_grey_it_is_far_from_fp32(fp32: bytes, images: Images
 @pytest.mark.parametrize("level", [0, 255])
 def test_flat_images_are_not_lost(fp32: bytes, int8: bytes, level: int) -> None:
     flat = np.full((1, 224, 224, 3), level, np.uint8)
-    assert float((run(fp32, flat) * run(int8, flat)).sum()) >= 0.97
+    assert float((onnx_embeddings(fp32, flat) * onnx_embeddings(int8, flat)).sum()) >= 0.97
 
 
 def test_a_channel_that_is_nearly_off_keeps_its_bias(fp32: bytes, images: Images) -> None:
@@ -130,11 +125,11 @@ def test_a_channel_that_is_nearly_off_keeps_its_bias(fp32: bytes, images: Images
 
 def test_embeddings_have_norm_1_and_do_not_depend_on_the_batch(int8: bytes, images: Images) -> None:
     pixels = images.held_out[:7]
-    together = run(int8, pixels)
+    together = onnx_embeddings(int8, pixels)
     assert (together.dtype, together.shape) == (np.dtype(np.float32), (7, 512))
     assert np.linalg.norm(together.astype(float), axis=1) == pytest.approx(1, abs=1e-6)
     for index in range(7):
-        assert run(int8, pixels[index : index + 1])[0] == pytest.approx(together[index], abs=1e-6)
+        assert onnx_embeddings(int8, pixels[index : index + 1])[0] == pytest.approx(together[index], abs=1e-6)
 
 
 def test_input_and_output_are_those_of_fp32_and_the_file_is_a_quarter(fp32: bytes, int8: bytes) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from models.resnet18 import (
 )
 from tests.weights import (
     discriminating_state_dict,
+    onnx_embeddings,
     save_pth,
     serve_files,
     torchvision_embeddings,
@@ -73,12 +73,6 @@ def untrained() -> Weights:
     return untrained_weights()
 
 
-def run(onnx_file: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    embeddings: npt.NDArray[np.float32] = session.run(None, {"pixels": pixels})[0]
-    return embeddings
-
-
 # The exported file
 
 
@@ -96,7 +90,7 @@ def test_the_file_gives_what_torchvision_gives_at_any_batch_size(
     batch_size: int,
 ) -> None:
     which = np.arange(batch_size) % len(pixels)
-    embeddings = run(exported, pixels[which])
+    embeddings = onnx_embeddings(exported, pixels[which])
     assert embeddings.dtype == np.float32
     assert embeddings.shape == (batch_size, 512)
     assert np.linalg.norm(embeddings.astype(float), axis=1) == pytest.approx(1, abs=1e-6)
@@ -106,7 +100,7 @@ def test_the_file_gives_what_torchvision_gives_at_any_batch_size(
 def test_a_crop_off_by_two_pixels_would_be_noticed(
     exported: bytes, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float64]
 ) -> None:
-    embeddings = run(exported, np.roll(pixels, 2, axis=2))
+    embeddings = onnx_embeddings(exported, np.roll(pixels, 2, axis=2))
     assert (embeddings * expected).sum(axis=1).max() < 0.999
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import json
@@ -27,6 +26,7 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from embedder import __version__
+from tests.answers import hang
 from tests.conftest import Reference
 from tests.origin import Origin
 from tests.pictures import data_url
@@ -49,7 +49,7 @@ def bad_urls(origin: Origin, photo: bytes) -> dict[str, str]:
     origin.serve("/cut.jpg", photo[: len(photo) // 2])
     origin.serve("/large.jpg", photo[:20] + bytes(20_000_000))
     origin.serve("/wide.png", _png_head(60_000, 60_000))
-    origin.raw("/hang", _hang)
+    origin.raw("/hang", hang)
     return {
         "url_not_allowed": "http://[::1]/x.jpg",
         "fetch_failed": origin.url("/missing.jpg"),
@@ -59,10 +59,6 @@ def bad_urls(origin: Origin, photo: bytes) -> dict[str, str]:
         "too_many_pixels": origin.url("/wide.png"),
         "fetch_timeout": origin.url("/hang"),
     }
-
-
-async def _hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()  # until the client gives up
 
 
 def _png_head(width: int, height: int) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -52,15 +53,19 @@ def save_pth(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def saved_model(folder: Path) -> Path:
-    """A BENTOML_HOME in `folder` whose model tells photos apart."""
-    home = folder / "store"
-    subprocess.run(
-        [sys.executable, ROOT / "scripts" / "save_model.py", "--weights", save_pth(folder / "weights.pth")],
-        env={**plain_environ(), "BENTOML_HOME": str(home)},
-        check=True,
-    )
+def saved_model(home: Path, pth: Path, precision: str = "fp32") -> Path:
+    """Makes `home` a BENTOML_HOME whose model is saved from `pth` by users' own command; gives `home`."""
+    save = (sys.executable, ROOT / "scripts" / "save_model.py", "--weights", pth, "--precision", precision)
+    subprocess.run(save, env={**plain_environ(), "BENTOML_HOME": str(home)}, check=True)
     return home
+
+
+def onnx_embeddings(onnx_file: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """By the one output of `onnx_file`: float32 (n, 512)."""
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    embeddings: npt.NDArray[np.float32]
+    (embeddings,) = session.run(None, {"pixels": pixels})
+    return embeddings
 
 
 def torchvision_embeddings(
