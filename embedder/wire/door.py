@@ -1,8 +1,8 @@
 """What stands before BentoML's application: routes that exist, keys, a deadline, one shape for all errors.
 
-    request ─► route? method? key? ─► BentoML's application ─► an error in another shape? ─► answer
-                     │                      └── given up when it takes too long, or its client goes away
-                     └── refused here, at once
+    request ─► its turn ─► route? method? key? ─► BentoML's application ─► error in another shape? ─► answer
+                                  │                   └── given up when it takes too long, or its client goes
+                                  └── refused here, at once
 
 BentoML counts each path that it is asked for in a metric of its own, so one that does not exist never
 reaches it: whoever asks for random paths would fill the memory.
@@ -36,6 +36,7 @@ from embedder.errors import (
     UnsupportedMediaType,
 )
 from embedder.wire.route import error_response
+from embedder.wire.turnstile import Turnstile
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Door:
         open_routes: frozenset[str] = frozenset(),
         answers_preflight: bool = False,
     ) -> None:
-        """`timeout_s` is what a request may take from its head to the first byte of its answer.
+        """`timeout_s` is what a request may take from its turn to the first byte of its answer.
 
         `open_routes` are names of OPENABLE; `answers_preflight`: `app` knows what other sites may ask.
         """
@@ -97,11 +98,14 @@ class Door:
         self._timeout_s = timeout_s
         self._answers_preflight = answers_preflight
         self._open = open_paths(open_routes)
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"] not in ALWAYS_OPEN:  # who asks whether all is well must not wait behind a crowd
+            await self._turnstile.enter()
         client = _Client(receive, send, body_read=not _announces_body(scope))
         error = self._refusal(scope) or await self._served(scope, client)
         if error is not None:
