@@ -77,7 +77,8 @@ class Check:
 class Overload:
     """A minute of twice as many requests as can be answered."""
 
-    peak: float
+    peaks: tuple[float, float]
+    """What can be answered a second, before it and after it."""
     answers: Sequence[Answer]
     probes: Sequence[tuple[str, Answer]]
     """The path that was asked for, and what came."""
@@ -85,6 +86,11 @@ class Overload:
     seconds: float
     client_cpu: float
     """Of one core."""
+
+    @property
+    def peak(self) -> float:
+        """A shared machine may be a tenth faster before that minute than after it."""
+        return statistics.mean(self.peaks)
 
 
 @dataclass(eq=False)
@@ -144,8 +150,7 @@ class Scene:
     @cached_property
     def overload(self) -> Overload:
         with self.server() as server:
-            peak = self.peak(server)
-            return uvloop.run(_overload(self, server, peak, seconds=60))
+            return _overload(self, server, seconds=60)
 
 
 # Rows
@@ -322,7 +327,8 @@ def shed(scene: Scene) -> Iterable[Check]:
     goodput = rate(seen.answers, seen.begin_s, seen.begin_s + seen.seconds)
     wrong = _wrong(seen.answers, 200, 429)
     yield Check(
-        f"goodput {goodput:.0f}/s of {seen.peak:.0f}/s ({goodput / seen.peak:.0%})",
+        f"goodput {goodput:.0f}/s of {seen.peak:.0f}/s, {seen.peaks[0]:.0f} before and "
+        f"{seen.peaks[1]:.0f} after ({goodput / seen.peak:.0%})",
         "at least 90 %",
         goodput >= 0.9 * seen.peak,
     )
@@ -359,8 +365,7 @@ def health(scene: Scene) -> Iterable[Check]:
         )
 
 
-async def _overload(scene: Scene, server: Server, peak: float, *, seconds: float) -> Overload:
-    traffic = Traffic(server.port)
+def _overload(scene: Scene, server: Server, *, seconds: float) -> Overload:
     probes: list[tuple[str, Answer]] = []
 
     async def probe() -> None:
@@ -369,12 +374,17 @@ async def _overload(scene: Scene, server: Server, peak: float, *, seconds: float
             # Each on a connection of its own, as orchestrators ask.
             probes.append((path, await Traffic(server.port).ask(get(path, closes=True))))
 
+    async def overloaded(per_s: float) -> list[Answer]:
+        probing = asyncio.ensure_future(probe())
+        answers = await Traffic(server.port).at(at_random(per_s, seconds), scene.requests())
+        probing.cancel()
+        return answers
+
+    before = scene.peak(server)
     begin_s, cpu_s = time.monotonic(), time.process_time()
-    probing = asyncio.ensure_future(probe())
-    answers = await traffic.at(at_random(2 * peak, seconds), scene.requests())
+    answers = uvloop.run(overloaded(2 * before))
     cpu = (time.process_time() - cpu_s) / (time.monotonic() - begin_s)
-    probing.cancel()
-    return Overload(peak, answers, probes, begin_s, seconds, cpu)
+    return Overload((before, scene.peak(server)), answers, probes, begin_s, seconds, cpu)
 
 
 def connections(scene: Scene) -> Iterable[Check]:
@@ -516,17 +526,24 @@ async def _slow_clients(scene: Scene, server: Server, per_s: float, *, count: in
         drips.extend(await asyncio.gather(*dripping))
         return found_ms
 
+    async def beside_halves_and_drips(*seeds: int) -> None:
+        halves = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(count)]
+        for _, writer in halves:
+            writer.write(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-")
+        with_ms.extend([await beside_drips(seed) for seed in seeds])
+        still_open.append(sum(not reader.at_eof() for reader, _ in halves))
+        for _, writer in halves:
+            writer.close()
+
     wrong: Counter[str] = Counter()
     drips: list[tuple[bytes, float]] = []
-    without_ms = [await p99_ms(0)]
-    halves = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(count)]
-    for _, writer in halves:
-        writer.write(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-")
-    with_ms = [await beside_drips(0), await beside_drips(1)]
-    still_open = sum(not reader.at_eof() for reader, _ in halves)
-    for _, writer in halves:
-        writer.close()
-    without_ms.append(await p99_ms(1))
+    still_open: list[int] = []
+    without_ms: list[float] = []
+    with_ms: list[float] = []
+    for seed in (0, 2):  # a p99 is a round's three slowest: one round says little
+        without_ms.append(await p99_ms(seed))
+        await beside_halves_and_drips(seed, seed + 1)
+        without_ms.append(await p99_ms(seed + 1))
     ratio = statistics.median(b / a for a, b in zip(without_ms, with_ms, strict=True))
     longest_s = max(lived_s for _, lived_s in drips)
     answered = Counter(answer[9:12].decode() for answer, _ in drips)
@@ -538,7 +555,7 @@ async def _slow_clients(scene: Scene, server: Server, per_s: float, *, count: in
             set(answered) == {"400"} and longest_s <= limit_s,
         ),
         Check(
-            f"heads: {still_open} of {count} still open after {2 * seconds:.0f} s",
+            f"heads: {min(still_open)} of {count} still open after {2 * seconds:.0f} s",
             "none promised: a proxy closes them, deploy/nginx.conf's client_header_timeout",
             True,
         ),
