@@ -102,13 +102,16 @@ class BodyTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
     status = 415
-    summary = "the body is not declared as application/json"
+    summary = "the body is not declared as application/json, or is compressed"
 
-    def __init__(self, media_type: str) -> None:
+    def __init__(self, media_type: str, *, encoding: str | None = None) -> None:
         self.media_type = media_type
+        self.encoding = encoding
         super().__init__(
             f"the body's Content-Type is {media_type!r}; send application/json "
             "(curl: -H 'Content-Type: application/json')"
+            if encoding is None
+            else f"the body's Content-Encoding is {encoding!r}; send it without one"
         )
 
 

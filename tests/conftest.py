@@ -77,6 +77,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
     }
     with Server(tmp_path_factory.mktemp("server") / "log", environ) as server:
         yield server
+        # Of all that the tests' clients sent, nothing was a surprise.
+        assert "Traceback" not in server.log.read_text()
 
 
 @pytest.fixture(scope="session")

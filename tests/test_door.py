@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Ser
 # Routes
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/embed/x", "/Embed", "//embed", "/static", "/../etc"])
+@pytest.mark.parametrize("path", ["/nothing", "/embed/x", "/Embed", "//", "//embed", "/static", "/../etc"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_an_unknown_route_is_404_in_our_shape(server: Server, method: str, path: str) -> None:
     assert_error(requests.request(method, server.url + path), 404, "not_found")
@@ -82,6 +83,21 @@ def test_a_body_that_would_be_unpickled_is_refused_in_our_shape(server: Server) 
         f"{server.url}/embed", data=b"\x80", headers={"Content-Type": "application/vnd.bentoml+pickle"}
     )
     assert_error(answer, 415, "unsupported_media_type")
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_websocket_is_404_in_our_shape_and_leaves_no_metric(server: Server) -> None:
+    unheard_of = f"/{secrets.token_hex()}"
+    # RFC 6455 section 4.1, with the key of its example.
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    for path in ("/embed", "/health", "/", unheard_of):
+        assert_error(requests.get(server.url + path, headers=handshake), 404, "not_found")
+    assert unheard_of not in server.get("/metrics").text
 
 
 # Keys

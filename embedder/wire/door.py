@@ -1,11 +1,13 @@
-"""What stands before BentoML's application: routes that exist, keys, a deadline, one shape for all errors.
+"""What stands before BentoML's application: routes, keys, JSON only, a deadline, one shape for all errors.
 
-    request ─► its turn ─► route? method? key? ─► BentoML's application ─► error in another shape? ─► answer
-                                  │                   └── given up when it takes too long, or its client goes
-                                  └── refused here, at once
+    request ─► its turn ─► route? key? method? JSON? ─► BentoML's application ─► error in another shape?
+                                    │                        └── given up when it takes too long,
+                                    └── refused here,            or when its client goes
+                                        at once
 
-BentoML counts each path that it is asked for in a metric of its own, so one that does not exist never
-reaches it: whoever asks for random paths would fill the memory.
+BentoML counts each path that it is asked for in a metric of its own, a WebSocket's too, so one that does not
+exist never reaches it: whoever asks for random paths would fill the memory. For a body that it would have to
+unpickle it writes a traceback into the log.
 
 An answer that is given before the request's body was read to its end closes the connection: otherwise a
 body of any length, at any speed, would keep it for as long as its sender likes.
@@ -22,6 +24,7 @@ from importlib import resources
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder.api_keys import APIKeys
@@ -101,11 +104,14 @@ class Door:
         self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         if scope["path"] not in ALWAYS_OPEN:  # who asks whether all is well must not wait behind a crowd
             await self._turnstile.enter()
+        if scope["type"] == "websocket":  # there is none
+            await error_response(NotFound())(scope, receive, send)
+            return
         client = _Client(receive, send, body_read=not _announces_body(scope))
         error = self._refusal(scope) or await self._served(scope, client)
         if error is not None:
@@ -132,7 +138,7 @@ class Door:
     def _refusal(self, scope: Scope) -> EmbedderError | None:
         path, method = scope["path"], scope["method"]
         if path not in ROUTES:
-            path = path.removesuffix("/")  # which BentoML's application redirects to the one without
+            path = path.rstrip("/")  # BentoML's application redirects to the one without
         methods = ROUTES.get(path)
         if methods is None:
             return NotFound()
@@ -142,7 +148,20 @@ class Door:
             return Unauthorized()
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
-        return None
+        return _refused_body(Headers(scope=scope)) if method in _POST else None
+
+
+def _refused_body(headers: Headers) -> EmbedderError | None:
+    """Why a body with `headers` is not JSON. Without a Content-Type it is: that is what such clients mean."""
+    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower() or "application/json"
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        return UnsupportedMediaType(media_type)
+    encoding = headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        return UnsupportedMediaType(media_type, encoding=encoding)
+    return None
 
 
 def _announces_body(scope: Scope) -> bool:
@@ -264,8 +283,6 @@ def _is_ours(body: bytes) -> bool:
 
 def _translated(status: int) -> EmbedderError:
     """What BentoML means by an error of its own with `status`."""
-    if status == 415:  # bodies that would be unpickled
-        return UnsupportedMediaType("application/vnd.bentoml+pickle")
     if status in (503, 504):
         return Overloaded("the request was not finished in time")
     return InvalidRequest("the request can't be read") if status < 500 else InternalError()

@@ -38,7 +38,6 @@ from embedder.errors import (
     Overloaded,
     ServiceError,
     Unauthorized,
-    UnsupportedMediaType,
 )
 from embedder.intake import Image, Intake, Outcome
 from embedder.memory import HeldBytes, Hold
@@ -203,7 +202,6 @@ def _bare(error: EmbedderError) -> EmbedderError:
 
 
 async def _read_json(request: Request, hold: Hold, wiring: Wiring) -> dict[str, Any]:  # Any: JSON
-    _check_media_type(request.headers.get("Content-Type"))
     body = await _read_body(request, hold, wiring)
     try:
         content = orjson.loads(body)
@@ -212,15 +210,6 @@ async def _read_json(request: Request, hold: Hold, wiring: Wiring) -> dict[str, 
     if not isinstance(content, dict):
         raise InvalidRequest("the body is not a JSON object")
     return content
-
-
-def _check_media_type(header: str | None) -> None:
-    """No header at all passes as JSON: that is what such clients mean."""
-    media_type = (header or "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    ):
-        raise UnsupportedMediaType(media_type)
 
 
 async def _read_body(request: Request, hold: Hold, wiring: Wiring) -> bytes:
