@@ -559,6 +559,17 @@ def test_a_png_with_2000_chunks_passes_and_one_with_2001_is_refused(kind: bytes)
         pixels_of(pictures.png_with_chunks(2001, kind))
 
 
+def test_a_large_png_in_the_chunks_that_libpng_writes_is_no_flood() -> None:
+    plain = png(noise(2400, 2400), 8, RGB)
+    body = plain[41:-16]  # of its one IDAT, between the header of that and IEND
+    written = [pictures.png_chunk(b"IDAT", body[at : at + 8192]) for at in range(0, len(body), 8192)]
+    assert len(written) > 2000
+    assert np.array_equal(pixels_of(plain[:33] + b"".join(written) + plain[-12:]), pixels_of(plain))
+    smaller = [pictures.png_chunk(b"IDAT", body[at : at + 8191]) for at in range(0, len(body), 8191)]
+    with pytest.raises(BadImage, match="more than 2000 chunks"):
+        pixels_of(plain[:33] + b"".join(smaller) + plain[-12:])
+
+
 def test_scans_times_pixels_are_limited_too() -> None:
     # Over 50 million pixels, 20 scans of one component; here 333 million over three is the last.
     scans = b"".join(pictures.jpeg_segment(0xDA, b"\x03" + bytes(9)) for _ in range(7))
