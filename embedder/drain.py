@@ -1,9 +1,15 @@
-"""Leaving without dropping anything: SIGTERM makes readiness fail, and a moment later stops the server."""
+"""Leaving without dropping anything: SIGTERM makes readiness fail, and a moment later stops the server.
+
+So does the end of the process that would send it: a worker whose parent was killed would serve on, with
+nobody to replace it or to stop it, on a port that no new server gets.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 # Long enough for a load balancer that asks for readiness every second to send its traffic elsewhere.
@@ -11,12 +17,12 @@ GRACE_S = 1.0
 
 
 class Drain:
-    """Whether this process is on its way out."""
+    """Whether this process, a worker, is on its way out."""
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self._grace_s = grace_s
         self.begun = False
-        """From SIGTERM on: not ready any more, still serving."""
+        """From SIGTERM or its parent's end on: not ready any more, still serving."""
         self.stopping = False
         """The server stops accepting; what is in work is finished."""
 
@@ -42,3 +48,20 @@ class Drain:
             loop.call_soon_threadsafe(loop.call_later, self._grace_s, stop, signum, None)
 
         signal.signal(signal.SIGTERM, on_sigterm)
+        _at_the_end_of(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _at_the_end_of(process: int, call: Callable[[], None]) -> None:
+    """Call once, in the event loop, when `process` has ended. Never on a system that can't tell."""
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(process)
+    except (AttributeError, OSError):  # no Linux, or one older than 5.3
+        return
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        call()
+
+    loop.add_reader(descriptor, ended)

@@ -164,7 +164,9 @@ def _go_away(server: Server, origin: Origin) -> None:
 
 
 @pytest.mark.parametrize(
-    "signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)], ids=["twice", "sigint"]
+    "signals",
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,), (signal.SIGQUIT,)],
+    ids=["twice", "sigint", "sigquit"],
 )
 def test_whatever_ends_the_server_leaves_no_process_and_no_file(
     tmp_path: Path, environ: dict[str, str], signals: tuple[signal.Signals, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,36 @@ def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
             assert session.get(server.url + "/readyz", timeout=10).status_code == 503
         slow.release()
         assert [answer.result().status_code for answer in waiting] == [200] * 10
+
+
+def test_workers_leave_when_their_parent_is_killed_and_answer_what_is_in_work(
+    tmp_path: Path, store: Path, origin: Origin, photo: bytes
+) -> None:
+    slow = Held(with_length(photo))
+    origin.raw("/parent.jpg", slow)
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    }
+    with Server(tmp_path / "log", environ) as server, ThreadPoolExecutor(1) as client:
+        workers = server.workers()
+        until(lambda: server.log.read_text().count("Completed async startup hook: start") == len(workers))
+        waiting = client.submit(server.post, "/embed", {"url": origin.url("/parent.jpg")})
+        assert slow.arrived.acquire(timeout=10)
+        server.process.kill()
+        until(lambda: nobody_accepts(server.port), 10)
+        slow.release()
+        assert waiting.result().status_code == 200
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)
+
+
+def nobody_accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, store: Path) -> None:
