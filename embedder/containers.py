@@ -40,8 +40,8 @@ WEBP_PIXELS_PER_BYTE = 5
 
 # Memory for each pixel while it is decoded: what Pillow and its libraries were seen to take.
 PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 15, 8
-# A progressive JPEG holds two bytes for each of its samples until the last scan; another is scaled down row
-# by row, unless it is narrow.
+# A JPEG whose first scan is not all of it, as each progressive one's, holds two bytes for each of its samples
+# until the last scan; another is scaled down row by row, unless it is narrow.
 JPEG_MEMORY, NARROW_JPEG_MEMORY = 1, 4
 NARROW_PIXELS = 1024
 
@@ -117,7 +117,8 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
-    width = height = pixels = scans = samples = memory = 0
+    width = height = pixels = components = scans = samples = memory = 0
+    progressive = False
     orientation: int | None = None
     kept = [b"\xff\xd8"]
     position = 2
@@ -139,13 +140,14 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
                 raise BadImage("the JPEG has two frame headers")
             height, width = struct.unpack_from(">xHH", body)
             pixels = _checked_pixels(width, height, max_pixels)
+            components, progressive = body[5], marker == _PROGRESSIVE
             memory = NARROW_JPEG_MEMORY if min(width, height) < NARROW_PIXELS else JPEG_MEMORY
-            if marker == _PROGRESSIVE:
-                memory += 2 * body[5]  # components
         elif marker == _SOS:
             if not pixels:
                 raise BadImage("the JPEG has a scan before its frame header")
             scans += 1
+            if scans == 1 and (progressive or body[0] < components):
+                memory += 2 * components
             if scans > MAX_SCANS:
                 raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
             samples += pixels * body[0]

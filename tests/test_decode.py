@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from embedder.decode import CROP, HEAD_BYTES, RESIZE, decode, sniff
+from embedder.decode import CROP, HEAD_BYTES, RESIZE, decode, first_picture, sniff
 from embedder.errors import BadImage, TooManyPixels, UnsupportedFormat
 from tests import pictures
 from tests.mutations import outcome
@@ -577,6 +577,22 @@ def test_scans_times_pixels_are_limited_too() -> None:
     jpeg = b"\xff\xd8" + pictures.jpeg_segment(0xC2, frame) + scans + b"\xff\xd9"
     with pytest.raises(BadImage, match="1029000000 samples over its scans; the limit is 1000000000"):
         pixels_of(jpeg)
+
+
+@pytest.mark.parametrize(
+    ("frame", "in_first_scan", "bytes_per_pixel"),
+    [(0xC0, 3, 1), (0xC1, 3, 1), (0xC0, 1, 7), (0xC0, 2, 7), (0xC1, 1, 7), (0xC2, 3, 7), (0xC2, 1, 7)],
+)
+def test_a_jpeg_of_several_scans_counts_the_samples_that_the_decoder_holds(
+    frame: int, in_first_scan: int, bytes_per_pixel: int
+) -> None:
+    # A baseline JPEG of 50 megapixels with a scan for each component takes 313 MB, in one scan 24.
+    header = struct.pack(">BHHB", 8, 2_000, 3_000, 3) + b"\x01\x11\0\x02\x11\0\x03\x11\0"
+    scan = pictures.jpeg_segment(0xDA, bytes([in_first_scan]) + bytes(2 * in_first_scan + 3))
+    rest = pictures.jpeg_segment(0xDA, b"\x01" + bytes(5)) * 2
+    jpeg = b"\xff\xd8" + pictures.jpeg_segment(frame, header) + scan + rest + b"\xff\xd9"
+    picture = first_picture(jpeg, max_pixels=MAX_PIXELS)
+    assert picture.decoding_bytes == bytes_per_pixel * picture.pixels
 
 
 def test_a_png_that_inflates_to_more_than_its_pixels_need_is_refused() -> None:
