@@ -24,8 +24,7 @@ HEAD_BYTES = 16
 
 MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders write 10 to 12
 MAX_PARTS = 2000  # of a JPEG or a PNG
-# libpng writes the coded pixels in chunks of 8192 bytes: those of an honest file of 20 MB are 2441.
-FULL_IDAT_BYTES = 8192
+PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
 
 # What a picture may cost to decode beyond its number of pixels, for each pixel of the limit or of
@@ -177,19 +176,18 @@ def _png(data: bytes, max_pixels: int) -> Picture:
     inflated = pixels * depth * _PNG_CHANNELS.get(colour, 1) // 8
     _check_work("PNG", inflated, PNG_BYTES, "bytes once inflated", max_pixels)
 
-    orientation = 1
+    orientation, parts = 1, 0
     tables: dict[bytes, bytes] = {}
     coded: list[bytes] = []
     position = len(_PNG_SIGNATURE)
-    parts = 0
     while True:
         size, kind = struct.unpack_from(">I4s", data, position)
+        parts += kind != b"IDAT" or size < PNG_DATA_BYTES
+        if parts > MAX_PARTS:
+            raise BadImage(f"the PNG has more than {MAX_PARTS} chunks")
         body = data[position + 8 : position + 8 + size]
         (checksum,) = struct.unpack_from(">I", data, position + 8 + size)
         position += 12 + size
-        parts += not (kind == b"IDAT" and size >= FULL_IDAT_BYTES)
-        if parts > MAX_PARTS:
-            raise BadImage(f"the PNG has more than {MAX_PARTS} chunks")
         if kind == b"eXIf":
             orientation = _orientation(body)
         if kind not in _PNG_KEPT:
