@@ -186,6 +186,7 @@ async def fetching(
     max_bytes: int = MAX_BYTES,
     timeout_s: float = 10.0,
     max_redirects: int = 3,
+    max_connections: int = 256,
     names: Names | Mapping[str, Sequence[str] | Exception | None] | None = None,
     dialler: OpenSocket = socket.socket,
 ) -> AsyncIterator[Fetcher]:
@@ -199,6 +200,7 @@ async def fetching(
         max_bytes=max_bytes,
         timeout_s=timeout_s,
         max_redirects=max_redirects,
+        max_connections=max_connections,
         resolver=lambda: resolver,
         open_socket=dialler,
     )
@@ -1023,6 +1025,22 @@ async def test_a_host_that_holds_all_its_connections_delays_no_other(origin: Ori
             assert took_s < SOON_S
             assert hanging.connections.accepted == MAX_CONNECTIONS_PER_HOST
             await cancelled(waiting)
+
+
+async def test_all_hosts_together_get_no_more_than_max_connections(origin: Origin) -> None:
+    origin.raw("/hang", hang)
+    hosts = [f"{number}.test" for number in range(4)]
+    names = {host: [origin.host] for host in hosts}
+    async with fetching(origin, names=names, max_connections=3) as fetcher:
+        *waiting, last = [
+            asyncio.ensure_future(fetcher.fetch(origin.url("/hang", host=host))) for host in hosts
+        ]
+        await until(lambda: len(origin.requests) == 3)
+        await asyncio.wait({last}, timeout=SHORT_S)
+        assert origin.connections.accepted == 3
+        await cancelled(waiting)
+        await until(lambda: len(origin.requests) == 4)
+        await cancelled([last])
 
 
 @contextlib.contextmanager

@@ -200,6 +200,24 @@ async def test_who_goes_away_while_waiting_leaves_the_room_to_others() -> None:
     assert memory.try_take(10)
 
 
+async def test_who_goes_away_from_the_front_lets_those_behind_pass_for_whom_there_is_room() -> None:
+    memory = DecodingMemory(10)
+    assert memory.try_take(5)
+
+    large, small = asyncio.ensure_future(decode(memory, 10)), asyncio.ensure_future(decode(memory, 5))
+    await turns()
+    large.cancel()  # and nobody gives anything back
+    assert await asyncio.wait_for(small, 5) == "decoded"
+
+
+async def test_room_that_came_back_since_it_was_tried_is_taken_at_once() -> None:
+    memory = DecodingMemory(10)
+    assert memory.try_take(10)
+    assert not memory.try_take(10)
+    memory.give_back(10)
+    assert await asyncio.wait_for(decode(memory), 5) == "decoded"
+
+
 async def test_who_goes_away_in_the_moment_of_his_turn_gives_the_room_back() -> None:
     memory = DecodingMemory(10)
     assert memory.try_take(10)
