@@ -29,6 +29,8 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # WHATWG URL, "ends in a number": such a host is read as an IPv4 address by browsers and by the C library,
 # whatever comes before.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DOT = re.compile(r"\.|%2e", re.IGNORECASE)
+_DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
 # Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
 _KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
 
@@ -43,8 +45,9 @@ class URLPolicy:
     addresses: AddressPolicy = field(default_factory=AddressPolicy)
 
     def admit(self, text: str) -> URL:
-        """The URL to fetch. Its path and query stay as given, but for characters that no URL may hold: those
-        are percent-encoded as UTF-8. A fragment and an empty query are dropped.
+        """The URL to fetch. Its path and query stay as given, but for characters that no URL may hold, which
+        are percent-encoded as UTF-8, and for "." and ".." in the path, which are followed. A fragment and an
+        empty query are dropped.
 
         Raises URLNotAllowed, and nothing else, whatever `text` is.
         """
@@ -62,9 +65,8 @@ class URLPolicy:
             raise URLNotAllowed("the URL's host and port can't be read")
         host = self._admitted_host(authority["host"])
         port = self._admitted_port(authority["port"], scheme)
-        rest = quote(parts["rest"], safe=_KEPT_IN_PATH)
-        if not rest.startswith("/"):
-            rest = "/" + rest
+        path, mark, query = quote(parts["rest"], safe=_KEPT_IN_PATH).partition("?")
+        rest = _without_dots(path) + mark + query
         netloc = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
         url = URL(f"{scheme}://{netloc}{rest}", encoded=True)
         try:
@@ -122,6 +124,23 @@ def _check_characters(text: str) -> None:
     # but the ASCII one.
     if not text.isprintable() or " " in text or "\\" in text:
         raise URLNotAllowed("the URL contains a blank, a control character or a backslash")
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986 section 5.2.4; to WHATWG's URL, and so to browsers and curl, "%2e" is a dot too."""
+    *parents, last = path.removeprefix("/").split("/")
+    kept: list[str] = []
+    for segment in parents:
+        if _DOT_DOT.fullmatch(segment):
+            del kept[-1:]
+        elif not _DOT.fullmatch(segment):
+            kept.append(segment)
+    if _DOT_DOT.fullmatch(last):
+        del kept[-1:]
+        last = ""
+    elif _DOT.fullmatch(last):
+        last = ""
+    return "/" + "/".join([*kept, last])
 
 
 def _ascii_host(text: str) -> str:
