@@ -15,6 +15,7 @@ ONE, OTHER = "one-key-of-many-letters", "other-key-of-many-letters"
         [(b"authorization", f"Bearer {ONE}".encode())],
         [(b"authorization", f"bearer  {OTHER} ".encode())],
         [(b"x-api-key", ONE.encode())],
+        [(b"x-api-key", f" {ONE}\t".encode())],
         [(b"x-api-key", b"wrong"), (b"authorization", f"Bearer {OTHER}".encode())],
         [(b"authorization", b"Basic dXNlcjpwYXNz"), (b"x-api-key", OTHER.encode())],
     ],

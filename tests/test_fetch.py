@@ -539,7 +539,10 @@ async def test_a_name_that_never_answers_does_not_hold_up_other_names(origin: Or
         await cancelled(waiting)
 
 
-@pytest.mark.parametrize("answer", [["::1", "127.0.0.1"], ["127.0.0.1", "10.0.0.7"], ["127.0.0.1", PUBLIC]])
+@pytest.mark.parametrize(
+    "answer",
+    [["::1", "127.0.0.1"], ["127.0.0.1", "10.0.0.7"], ["127.0.0.1", PUBLIC], [PUBLIC, "127.0.0.1"]],
+)
 async def test_where_the_operator_vouches_for_an_address_only_that_one_is_dialled(
     origin: Origin, answer: list[str]
 ) -> None:
