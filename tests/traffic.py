@@ -25,7 +25,7 @@ class Answer:
     """What became of a request. The times are time.monotonic()'s."""
 
     sent_s: float
-    """When it was to be sent: waiting for a connection counts as waiting for the answer."""
+    """When it was begun: waiting for a connection counts as waiting for the answer."""
     ended_s: float
     port: int
     """The client's."""
