@@ -43,7 +43,8 @@ def main() -> None:
         sys.exit(f"container: {engine} could not build it: see above")
     runner = "docker" if engine == "docker" else "podman"  # which runs what buildah builds
     print(f"container: {engine} has built {arguments.image}; to run it:")
-    print(f"    {runner} run --read-only --tmpfs /tmp --publish 8000:8000 {arguments.image}")
+    hardened = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --stop-timeout 75"
+    print(f"    {runner} run {hardened} --publish 8000:8000 {arguments.image}")
 
 
 def find_engine() -> str:
