@@ -30,7 +30,7 @@ help:
 	@echo "make bench   measure the service against others (QUICK=1: minutes); takes wrk and nginx"
 	@echo "make soak    good and hostile traffic for a while, and what the service holds on to (MINUTES=30)"
 	@echo "make fuzz    let a coverage-guided fuzzer look for what is not documented (MINUTES=10)"
-	@echo "make overload  load, faults and hostile clients, each against what it must stand (ONLY=killed,gone)"
+	@echo "make overload  load, faults and hostile clients, each against what it must stand (ONLY=killed,gone); takes wrk and nginx"
 	@echo "make lock    pin what serves again, into requirements.lock"
 	@echo "make release-check  everything that must be so before a release"
 

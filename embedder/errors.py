@@ -191,7 +191,7 @@ class ServiceError(EmbedderError):
 class Overloaded(ServiceError):
     code = "overloaded"
     status = 429
-    summary = "too many images are in work; try again after Retry-After seconds"
+    summary = "too much is in work, or there is no memory or time for it; try again after Retry-After seconds"
     retry_after_s = 1
 
 

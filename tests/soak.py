@@ -212,9 +212,7 @@ class _Client:
             (ask,) = self._chance.choices(list(kinds), list(kinds.values()))
             try:
                 ask()
-            except (
-                Exception
-            ) as exc:  # this thread's end would be nobody's failure, and no more would be asked
+            except Exception as exc:  # it would end this thread, and nobody would be told
                 self._seen.complain(f"{ask.__name__}: {exc!r}")
 
     def _good(self) -> None:

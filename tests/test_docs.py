@@ -36,8 +36,9 @@ def test_no_setting_is_in_the_readme_that_is_not_one() -> None:
     assert named <= {knob.variable for knob in KNOBS.values()}
 
 
-def test_every_error_code_is_in_the_readme_with_its_status() -> None:
-    rows = set(re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", README, re.MULTILINE))
+@pytest.mark.parametrize("text", [README, FRENCH], ids=["README.md", "README.fr.md"])
+def test_every_error_code_is_in_the_readme_with_its_status(text: str) -> None:
+    rows = set(re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", text, re.MULTILINE))
     assert rows == {(str(status), code) for code, status in CONTRACT.items()}
 
 

@@ -32,7 +32,7 @@ _EXAMPLE_ERRORS = (
     errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
     errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
     errors.UnsupportedMediaType("text/plain"),
-    errors.Overloaded("512 images are in work and the limit is 512: no room for 1 more now"),
+    errors.Overloaded("256 images are in work and the limit is 256: no room for 1 more now"),
     errors.Draining(),
     errors.InternalError(),
 )
