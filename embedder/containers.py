@@ -80,6 +80,8 @@ class Picture:
     height: int
     decoding_bytes: int
     """The memory that decoding it takes, about."""
+    coarse_colours: bool = False
+    """Whether colours have less than half of the rows or columns, as in a JPEG of 4:1:1."""
 
     @property
     def pixels(self) -> int:
@@ -117,7 +119,7 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
     width = height = pixels = components = scans = samples = memory = 0
-    progressive = False
+    progressive = coarse = False
     orientation: int | None = None
     kept = [b"\xff\xd8"]
     position = 2
@@ -140,7 +142,9 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
             height, width = struct.unpack_from(">xHH", body)
             pixels = _checked_pixels(width, height, max_pixels)
             components, progressive = body[5], marker == _PROGRESSIVE
-            memory = NARROW_JPEG_MEMORY if min(width, height) < NARROW_PIXELS else JPEG_MEMORY
+            coarse = any(factors >> 4 > 2 or factors & 15 > 2 for factors in body[7::3])
+            narrow = min(width, height) < (2 if coarse else 1) * NARROW_PIXELS
+            memory = NARROW_JPEG_MEMORY if narrow else JPEG_MEMORY
         elif marker == _SOS:
             if not pixels:
                 raise BadImage("the JPEG has a scan before its frame header")
@@ -165,7 +169,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
     if not scans:
         raise BadImage("the JPEG has no picture in it")
     kept.append(b"\xff\xd9")
-    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * pixels)
+    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * pixels, coarse)
 
 
 def _png(data: bytes, max_pixels: int) -> Picture:

@@ -105,6 +105,18 @@ def ycck_jpeg(y: int, cb: int, cr: int, k: int, *, width: int = 64, height: int 
     return jpeg[: adobe + 11] + b"\x02" + jpeg[adobe + 12 :]
 
 
+def jpeg_of_coarse_colours(width: int, height: int, factors: int) -> bytes:
+    """A JPEG of 4:1:1 (`factors` 0x41) or of its upright kind (0x14), which Pillow does not write.
+
+    Each of its units has as many blocks as one of 4:2:0 has: that is what it is, relabelled.
+    """
+    wide, high = 2 * width // (factors >> 4), 2 * height // (factors & 15)
+    jpeg = encoded(photo(wide, high), "JPEG", quality=90, subsampling=2)
+    frame = jpeg.index(b"\xff\xc0") + 5
+    head = jpeg[:frame] + struct.pack(">HH", height, width) + jpeg[frame + 4 : frame + 6]
+    return head + bytes([factors]) + jpeg[frame + 7 :]
+
+
 def mpo(first: Image.Image, second: Image.Image) -> bytes:
     return encoded(first, "MPO", save_all=True, append_images=[second])
 

@@ -150,6 +150,19 @@ def test_a_jpeg_scaled_while_decoding_stays_close(
     assert_close(pixels_of(jpeg), theirs, mean=SCALED_MEAN, greatest=SCALED_MAX)
 
 
+@pytest.mark.parametrize("size", [(1024, 1536), (1536, 2047), (2048, 2048), (4096, 4096)])
+@pytest.mark.parametrize("factors", [0x41, 0x14])
+def test_a_jpeg_of_coarse_colours_is_scaled_only_as_far_as_its_colours_can_be(
+    size: tuple[int, int], factors: int
+) -> None:
+    # Scaled like others, its colours are at half the target's size: 1.0 levels off, 30 at most.
+    jpeg = pictures.jpeg_of_coarse_colours(*size, factors)
+    theirs = recipe(Image.open(io.BytesIO(jpeg)))
+    assert_close(pixels_of(jpeg), theirs, mean=SCALED_MEAN, greatest=SCALED_MAX)
+    picture = first_picture(jpeg, max_pixels=MAX_PIXELS)
+    assert picture.decoding_bytes == (1 if min(size) >= 2048 else 4) * picture.pixels
+
+
 def test_a_scaled_jpeg_is_not_shifted_by_its_partial_last_column() -> None:
     # 2049 at 1/4 is 513 columns that stand for 512.25. Taking the 513 as the width would shift
     # the picture by 0.35 pixels at the crop's right edge, where this ramp has a level per pixel.
