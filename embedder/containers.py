@@ -81,7 +81,7 @@ class Picture:
     decoding_bytes: int
     """The memory that decoding it takes, about."""
     coarse_colours: bool = False
-    """Whether colours have less than half of the rows or columns, as in a JPEG of 4:1:1."""
+    """Whether a JPEG's colours lack more along one axis, or more than half: 4:2:2, 4:1:1."""
 
     @property
     def pixels(self) -> int:
@@ -142,7 +142,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
             height, width = struct.unpack_from(">xHH", body)
             pixels = _checked_pixels(width, height, max_pixels)
             components, progressive = body[5], marker == _PROGRESSIVE
-            coarse = any(factors >> 4 > 2 or factors & 15 > 2 for factors in body[7::3])
+            coarse = any(factors not in (0x11, 0x22) for factors in body[7::3])
             narrow = min(width, height) < (2 if coarse else 1) * NARROW_PIXELS
             memory = NARROW_JPEG_MEMORY if narrow else JPEG_MEMORY
         elif marker == _SOS:

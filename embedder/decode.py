@@ -101,8 +101,8 @@ def _pixels(picture: Picture) -> NDArray[np.uint8]:
     # A JPEG is decoded at 1/2 or 1/4 where that leaves twice the target. (With 1/8 the cosine to
     # torchvision's embedding fell from 0.9998 to 0.995, on sharp textures, for 6 ms of 34.) Coarse
     # colours are scaled down with the rest, to less than the target: they need twice as much (with
-    # 4:1:1 it fell to 0.998). The last column and row may then stand for fewer pixels than the
-    # others, so sizes are fractions from here on: 3001 pixels at 1/4 are 750.25.
+    # 4:2:2 it fell to 0.9986, with 4:1:1 to 0.998). The last column and row may then stand for
+    # fewer pixels than the others, so sizes are fractions from here on: 3001 at 1/4 are 750.25.
     least = max((4 if picture.coarse_colours else 2) * RESIZE, min(image.size) // 4)
     drafted = image.draft(None, (least, least))
     width, height = drafted[1][2:] if drafted else image.size

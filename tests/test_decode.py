@@ -163,6 +163,14 @@ def test_a_jpeg_of_coarse_colours_is_scaled_only_as_far_as_its_colours_can_be(
     assert picture.decoding_bytes == (1 if min(size) >= 2048 else 4) * picture.pixels
 
 
+def test_a_jpeg_of_422_is_scaled_only_where_four_times_the_target_is_left() -> None:
+    for size, scaled in (((1024, 2047), False), ((2047, 1024), False), ((2048, 2050), True)):
+        jpeg = encoded(photo(*size), "JPEG", quality=90, subsampling=1)
+        mean, _ = difference(pixels_of(jpeg), recipe(Image.open(io.BytesIO(jpeg))))
+        assert (mean > UPRIGHT_MEAN) is scaled
+        assert mean <= SCALED_MEAN / 2
+
+
 def test_a_scaled_jpeg_is_not_shifted_by_its_partial_last_column() -> None:
     # 2049 at 1/4 is 513 columns that stand for 512.25. Taking the 513 as the width would shift
     # the picture by 0.35 pixels at the crop's right edge, where this ramp has a level per pixel.
