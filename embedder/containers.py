@@ -18,6 +18,7 @@ import zlib
 from dataclasses import dataclass
 
 from embedder.errors import BadImage, TooManyPixels, UnsupportedFormat
+from embedder.vp8l import code_sets
 
 HEAD_BYTES = 16
 """How many bytes `sniff` looks at."""
@@ -26,6 +27,8 @@ MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders
 MAX_PARTS = 2000  # of a JPEG or a PNG
 PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
+
+MAX_CODE_SETS = 4096  # of a lossless WebP; libwebp's encoder writes up to 2600, for a photo some dozens
 
 # What a picture may cost to decode beyond its number of pixels, for each pixel of the limit or of
 # WORK_PIXELS, whichever is more: a low limit is no reason to refuse a 16-bit PNG. The dearest 50
@@ -38,7 +41,8 @@ WEBP_PIXELS = 1.3  # pixels, plus WEBP_PIXELS_PER_BYTE for each coded byte
 WEBP_PIXELS_PER_BYTE = 5
 
 # Memory for each pixel while it is decoded: what Pillow and its libraries were seen to take.
-PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 15, 8
+PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 18, 8
+CODE_SET_MEMORY = 20_000  # for each of a lossless WebP: libwebp's largest tables
 # A JPEG whose first scan is not all of it, as each progressive one's, holds two bytes for each of its samples
 # until the last scan; another is scaled down row by row, unless it is narrow.
 JPEG_MEMORY, NARROW_JPEG_MEMORY = 1, 4
@@ -251,7 +255,7 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
     wanted = (b"VP8X", b"ANIM", b"ANMF") if animated else (b"VP8X", b"ALPH", b"VP8 ", b"VP8L")
 
     orientation = 1
-    kept: list[bytes] = []
+    kept: list[tuple[bytes, bytes]] = []
     complete = False
     position = 12
     for _ in range(MAX_ANIMATION_PARTS):
@@ -265,17 +269,23 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
         if kind == b"EXIF":
             orientation = _orientation(body)
         elif kind in wanted and not complete:
-            kept += [struct.pack("<4sI", kind, size), body, bytes(size % 2)]
+            kept.append((kind, body))
             complete = kind in (b"ANMF", b"VP8 ", b"VP8L")
     else:
         raise BadImage(f"the WEBP has {MAX_ANIMATION_PARTS} chunks or more")
     if not complete:
         raise BadImage("the WEBP has no picture in it")
-    coded = b"WEBP" + b"".join(kept)
+    coded = b"WEBP" + b"".join(
+        struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in kept
+    )
     work = pixels + WEBP_PIXELS_PER_BYTE * len(coded)
     _check_work("WEBP", work, WEBP_PIXELS, "pixels and coded bytes", max_pixels)
+    sets = _webp_code_sets(_webp_frame(kept[-1][1]) if animated else kept)
+    if sets > MAX_CODE_SETS:
+        raise BadImage(f"the WEBP has {sets} sets of prefix codes; the limit is {MAX_CODE_SETS}")
     file = struct.pack("<4sI", b"RIFF", len(coded)) + coded
-    return Picture("WEBP", orientation, file, width, height, WEBP_MEMORY * pixels)
+    memory = WEBP_MEMORY * pixels + CODE_SET_MEMORY * sets
+    return Picture("WEBP", orientation, file, width, height, memory)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -283,11 +293,41 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if data[12:16] == b"VP8X":
         width, width_high, height, height_high = struct.unpack_from("<HBHB", data, 24)
         return 1 + (width | width_high << 16), 1 + (height | height_high << 16)
-    if data[12:16] == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
+    return _webp_frame_size(data[12:16], data[20:30])
+
+
+def _webp_frame_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    """Width and height of a frame, by the beginning of its chunk."""
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", body, 1)
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
+    width, height = struct.unpack_from("<HH", body, 6)
     return width & 0x3FFF, height & 0x3FFF
+
+
+def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
+    """The kind and data of each chunk in that of a frame of an animation."""
+    chunks: list[tuple[bytes, bytes]] = []
+    position = 16  # where it is, how long it lasts, and what becomes of it
+    while position + 8 <= len(body) and len(chunks) < MAX_PARTS:
+        kind, size = struct.unpack_from("<4sI", body, position)
+        chunks.append((kind, body[position + 8 : position + 8 + size]))
+        position += 8 + size + size % 2
+    return chunks
+
+
+def _webp_code_sets(frame: list[tuple[bytes, bytes]]) -> int:
+    """How many sets of prefix codes there are in the frame of these chunks: in its picture, or its alpha."""
+    alphas: list[bytes] = []
+    for kind, body in frame:
+        if kind == b"VP8L":
+            return code_sets(body[5:], *_webp_frame_size(kind, body))
+        if kind == b"VP8 ":
+            size = _webp_frame_size(kind, body)
+            return max((code_sets(alpha, *size) for alpha in alphas), default=0)
+        if kind == b"ALPH" and body[0] & 3 == 1:  # as a lossless picture without the header
+            alphas.append(body[1:])
+    return 0
 
 
 def _gif(data: bytes, max_pixels: int) -> Picture:

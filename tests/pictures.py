@@ -213,6 +213,33 @@ def webp_canvas(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
     return b"VP8X", bytes([flags, 0, 0, 0]) + sizes
 
 
+def webp_of_codes(side: int = 1024) -> bytes:
+    """A lossless WebP that has prefix codes of their own for each 4 x 4 pixels, as large as tables get.
+
+    RFC 9649, section 3.7: a code of 2048 green symbols of 11 bits takes 66 bits, the decoder's table 9 KB.
+    """
+    field = "{:0{}b}".format  # most significant bit first: reversed below, as all but code words are
+    one = "1000"  # a code of the one symbol 0
+    lengths = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11]  # the order that code lengths come in
+
+    def code(*used: int) -> str:
+        """The head of a code whose symbols have these lengths."""
+        count = max(lengths.index(length) for length in used) + 1
+        return (
+            "0" + field(count - 4, 4)[::-1] + "".join("100" if n in used else "000" for n in lengths[:count])
+        )
+
+    blocks = (side // 4) ** 2
+    head = field(0x2F, 8)[::-1] + 2 * field(side - 1, 14)[::-1] + "0" + "000"
+    head += "0" + "1" + field(11, 4)[::-1] + "1" + "000"  # no transform, a colour cache, codes for 4 x 4 each
+    head += "0" + code(0, 8) + "0" + "1" * 256 + "0" * 24 + code(8) + "0" + 3 * one  # of the numbers of codes
+    numbers = "".join(field(n & 255, 8) + field(n >> 8, 8) for n in range(blocks))
+    green = code(11) + "1" + field(5, 3)[::-1] + field(2048 - 2, 12)[::-1]
+    bits = head + numbers + blocks * (green + 4 * one)
+    packed = np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0"), bitorder="little").tobytes()
+    return webp_of_chunks([(b"VP8L", packed + bytes(side * side * 11 // 8 + 16))])
+
+
 # GIF
 
 

@@ -1,0 +1,143 @@
+"""How many sets of prefix codes a lossless WebP has; no file makes them, or reading of them, dear."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedder.containers import MAX_CODE_SETS, first_picture
+from embedder.decode import CROP, decode
+from embedder.errors import BadImage
+from embedder.vp8l import MAX_STEPS, code_sets
+from tests import pictures
+from tests.pictures import encoded, noise, photo
+
+MAX_PIXELS = 50_000_000
+ONE_SYMBOL = "1000"  # a code of the symbol 0, which takes no bits
+
+
+def stream(bits: str) -> bytes:
+    """As RFC 9649 packs them, with zeros behind."""
+    return np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0"), bitorder="little").tobytes()
+
+
+def coded(webp: bytes) -> bytes:
+    """What `code_sets` takes, of a file that is one lossless picture."""
+    ((kind, body),) = pictures.webp_chunks(webp)
+    assert kind == b"VP8L"
+    return body[5:]
+
+
+def predicted(width: int, height: int) -> bytes:
+    """The beginning of a picture with a number for each 4 x 4 pixels, a bit each, and one set of codes."""
+    two_symbols = "11" + "0" + "0" + "10000000"
+    codes = two_symbols + 4 * ONE_SYMBOL
+    return stream("1" + "00" + "000" + "0" + codes + "01" * (width * height // 32) + "000" + 100 * "0")
+
+
+@pytest.mark.parametrize("side", [4, 64, 252])
+def test_each_4_x_4_pixels_may_have_a_set(side: int) -> None:
+    assert code_sets(coded(pictures.webp_of_codes(side)), side, side) == (side // 4) ** 2
+
+
+@pytest.mark.parametrize("quality", [0, 100])
+@pytest.mark.parametrize("method", [0, 3, 6])
+@pytest.mark.parametrize("colours", [2, 3, 16, 256, None])
+@pytest.mark.parametrize("size", [(1, 1), (17, 3), (640, 427)])
+def test_what_an_encoder_writes_is_read_to_its_end_and_far_from_the_limit(
+    size: tuple[int, int], colours: int | None, method: int, quality: int
+) -> None:
+    image = photo(*size) if colours is None else photo(*size).quantize(colours).convert("RGB")
+    webp = encoded(image, "WEBP", lossless=True, method=method, quality=quality)
+    # Each is a code for at least two symbols, or nobody would have made it.
+    assert 1 <= code_sets(coded(webp), *size) <= max(1, size[0] * size[1] // 16)
+    assert decode(webp, max_pixels=MAX_PIXELS).shape == (CROP, CROP, 3)
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (3000, 3000), "red"), Image.fromarray(noise(300, 300).astype(np.uint8))]
+)
+def test_flat_and_random_pictures_are_read(image: Image.Image) -> None:
+    webp = encoded(image, "WEBP", lossless=True)
+    assert code_sets(coded(webp), *image.size) < 10
+
+
+def lossless(webp: bytes, side: int) -> bytes:
+    return webp
+
+
+def with_alpha(webp: bytes, side: int) -> bytes:
+    (lossy,) = pictures.webp_chunks(encoded(photo(side, side), "WEBP"))
+    return pictures.webp_of_chunks(
+        [pictures.webp_canvas(side, side, 0x10), (b"ALPH", b"\1" + coded(webp)), lossy]
+    )
+
+
+def animated(webp: bytes, side: int) -> bytes:
+    frame = bytes(6) + 2 * struct.pack("<I", side - 1)[:3] + bytes(4) + webp[12:]
+    return pictures.webp_of_chunks(
+        [pictures.webp_canvas(side, side, 0x02), (b"ANIM", bytes(6)), (b"ANMF", frame)]
+    )
+
+
+@pytest.mark.parametrize("wrapped", [lossless, with_alpha, animated])
+def test_4096_sets_pass_with_the_memory_that_they_take_and_more_are_refused(
+    wrapped: Callable[[bytes, int], bytes],
+) -> None:
+    assert MAX_CODE_SETS == 4096
+    picture = first_picture(wrapped(pictures.webp_of_codes(256), 256), max_pixels=MAX_PIXELS)
+    assert picture.decoding_bytes == 18 * 256 * 256 + 20_000 * 4096
+    with pytest.raises(BadImage, match="4225 sets of prefix codes; the limit is 4096"):
+        first_picture(wrapped(pictures.webp_of_codes(260), 260), max_pixels=MAX_PIXELS)
+
+
+def test_an_alpha_that_is_not_coded_has_no_sets() -> None:
+    (lossy,) = pictures.webp_chunks(encoded(photo(64, 64), "WEBP"))
+    plain = pictures.webp_of_chunks(
+        [pictures.webp_canvas(64, 64, 0x10), (b"ALPH", b"\0" + bytes(64 * 64)), lossy]
+    )
+    assert first_picture(plain, max_pixels=MAX_PIXELS).decoding_bytes == 18 * 64 * 64
+
+
+def test_reading_ends_after_so_many_steps() -> None:
+    within, beyond = (1_996, 2_000), (2_004, 2_000)
+    assert within[0] * within[1] // 16 < MAX_STEPS < beyond[0] * beyond[1] // 16
+    assert code_sets(predicted(*within), *within) == 1
+    started = time.thread_time()
+    with pytest.raises(BadImage, match="250000 steps"):
+        code_sets(predicted(*beyond), *beyond)
+    assert time.thread_time() - started < 1.0  # 0.2 s on the machine that it was built on
+
+
+def test_an_image_of_one_value_is_read_at_once_however_large_it_is() -> None:
+    constant = stream("1" + "01" + "000" + "0" + 5 * ONE_SYMBOL + "000" + 100 * "0")
+    started = time.thread_time()
+    assert code_sets(constant, 16_383, 16_383) == 1
+    assert time.thread_time() - started < 0.1
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_a_stream_that_ends_too_early_is_cut_short(part: int) -> None:
+    whole = coded(pictures.webp_of_codes(64))
+    head = whole[: 200 * part // 10]  # of 200 bytes and more before its codes' numbers end
+    with pytest.raises(BadImage):
+        code_sets(head, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "code",
+    {
+        "no word": "0" + "0000" + "100" + 3 * "000" + "0",
+        "words that are too many": "0" + "0000" + 4 * "100",
+        "words that are too few": "0" + "0000" + "010" + "010" + 2 * "000",
+        "more symbols than there are": "0" + "0000" + "100" + "100" + 2 * "000" + "1" + "111" + 16 * "1",
+    }.values(),
+)
+def test_what_is_no_prefix_code_is_damage(code: str) -> None:
+    with pytest.raises(BadImage, match="damaged"):
+        code_sets(stream("1" + "00" + "000" + "0" + code + 400 * "0"), 64, 64)
