@@ -11,10 +11,12 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,13 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from embedder import __version__
+from embedder.wire.route import BODY_TIMEOUT_S
 from tests.answers import hang
 from tests.conftest import Reference
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import Server, plain_environ
+from tests.traffic import head
 
 
 @pytest.fixture(scope="module")
@@ -369,8 +373,8 @@ def test_a_declared_body_of_400_mb_is_refused_before_it_is_sent(server: Server) 
             b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: 400000000\r\n\r\n"
         )
-        head = connection.recv(65536)
-    assert head.startswith(b"HTTP/1.1 413 ")
+        top = connection.recv(65536)
+    assert top.startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_chunked_body_over_the_limit_is_refused_while_it_is_sent(server: Server) -> None:
@@ -383,6 +387,20 @@ def test_a_chunked_body_over_the_limit_is_refused_while_it_is_sent(server: Serve
         server.url + "/embed", data=chunks(), headers={"Content-Type": "application/json"}, timeout=60
     )
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_a_body_that_drips_is_given_up_when_its_time_is_over(server: Server) -> None:
+    answer, begin_s = b"", time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.5) as connection:
+        connection.sendall(head("/embed", 1000))
+        while b"}" not in answer:
+            assert time.monotonic() - begin_s < BODY_TIMEOUT_S + 10
+            with suppress(TimeoutError):
+                connection.sendall(b" ")
+                answer += connection.recv(65536)
+    assert time.monotonic() - begin_s >= BODY_TIMEOUT_S
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"the body did not arrive within 15 s" in answer
 
 
 # --- documentation and BentoML's clients ---
