@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -81,3 +82,17 @@ def test_a_file_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
     for path in (damaged, tmp_path / "missing.onnx"):
         with pytest.raises(Exception, match=r"(?i)load model"):
             Encoder(threads=1, threads_alone=1).load(path)
+
+
+def test_a_network_that_gives_something_else_is_an_error(tmp_path: Path) -> None:
+    shape: list[str | int | None] = ["n", 224, 224, 3]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["pixels"], ["floats"], to=onnx.TensorProto.FLOAT)],
+        "floats",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, shape)],
+        [onnx.helper.make_tensor_value_info("floats", onnx.TensorProto.FLOAT, shape)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "floats.onnx")
+    with pytest.raises(ValueError, match=r"gives \(1, 224, 224, 3\) for an image, not \(1, 512\)"):
+        Encoder(threads=1, threads_alone=1).load(tmp_path / "floats.onnx")

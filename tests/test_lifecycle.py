@@ -135,3 +135,36 @@ def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, st
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
         until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)
+
+
+HEALTH = """
+import asyncio
+import service
+from embedder.wire.pages import pages
+from starlette.testclient import TestClient
+
+client = TestClient(pages(health=service.health, info=dict))
+for state, values in ((service.encoder, [True, False, True]), (service.drain, [True])):
+    for value in values:
+        setattr(state, "healthy" if state is service.encoder else "begun", value)
+        answer = client.get("/health")
+        ready = asyncio.run(service.ImageEmbedder.inner.__is_ready__(None))
+        print(answer.status_code, answer.json()["status"], ready)
+"""
+
+
+def test_a_process_whose_model_fails_or_that_leaves_is_neither_healthy_nor_ready(store: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEALTH],
+        cwd=ROOT,
+        env={**plain_environ(), "BENTOML_HOME": str(store)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "200 healthy True",
+        "503 unhealthy False",
+        "200 healthy True",
+        "503 draining False",
+    ]
