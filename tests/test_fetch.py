@@ -346,10 +346,10 @@ async def test_nothing_is_carried_from_one_request_to_the_next(origin: Origin) -
     cookie = {"Set-Cookie": "session=1; Path=/", "Location": "/cat.jpg?secret"}
     origin.serve("/set", CAT, headers=cookie)
     origin.serve("/set-and-go", status=302, headers=cookie)
-    async with fetching(origin) as fetcher:
-        await fetcher.fetch(origin.url("/set"))
-        await fetcher.fetch(origin.url("/set-and-go"))
-        await fetcher.fetch(origin.url("/cat.jpg"))
+    # By name: a cookie jar keeps none of an address's.
+    async with fetching(origin, names={"shop.test": [origin.host]}) as fetcher:
+        for path in ("/set", "/set-and-go", "/cat.jpg"):
+            await fetcher.fetch(origin.url(path, host="shop.test"))
     assert len(origin.requests) == 4
     assert {frozenset(request.headers) for request in origin.requests} == {
         frozenset({"accept", "accept-encoding", "host", "user-agent"})
