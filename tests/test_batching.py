@@ -166,6 +166,36 @@ async def test_a_cancelled_request_is_not_computed() -> None:
     assert (first.result().tolist(), last.result().tolist()) == ([2], [6])
 
 
+async def test_a_request_cancelled_between_others_is_not_computed_with_them() -> None:
+    model, submit = (model := Model()), batcher()(model)
+    first = asyncio.ensure_future(submit(rows(1)))
+    await turns()
+    before, gone, after = (asyncio.ensure_future(submit(rows(n))) for n in (2, 3, 4))
+    await turns()
+    gone.cancel()
+    for _ in range(2):
+        model.finish_one()
+        await turns()
+    assert model.batches == [[[1.0]], [[2.0], [4.0]]]
+    assert [(await result).tolist() for result in (first, before, after)] == [[2], [4], [8]]
+
+
+async def test_a_request_cancelled_in_a_batch_that_fails_keeps_the_failure_from_nobody() -> None:
+    model, submit = (model := Model()), batcher()(model)
+    first = asyncio.ensure_future(submit(rows(0)))
+    await turns()
+    gone, stays = (asyncio.ensure_future(submit(rows(n))) for n in (1, 2))
+    await turns()
+    model.finish_one()
+    await first
+    await turns()
+    gone.cancel()
+    model.fails = True
+    model.finish_one()
+    with pytest.raises(ValueError, match="broken"):
+        await asyncio.wait_for(stays, 5)
+
+
 async def test_a_request_cancelled_while_it_is_computed_leaves_its_neighbours_alone() -> None:
     model, submit = (model := Model()), batcher()(model)
     first = asyncio.ensure_future(submit(rows(0)))
