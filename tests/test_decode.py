@@ -632,6 +632,11 @@ def test_a_webp_of_many_pixels_and_many_bytes_is_refused() -> None:
         pixels_of(webp)
 
 
+def test_a_second_header_can_not_make_a_png_larger_than_the_first_said() -> None:
+    second = pictures.png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+    assert np.array_equal(pixels_of(_in_png(second)), pixels_of(_sample("png")))
+
+
 # Memory
 
 # Run in a process of its own, of which nobody else takes memory: what decoding a file takes, and what is

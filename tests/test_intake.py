@@ -206,13 +206,29 @@ async def test_a_shared_fetch_ends_when_all_who_wait_for_it_are_gone(origin: Ori
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin) as desk:
+    async with intake(origin, timeout_s=60) as desk:  # for longer than is waited here
         tasks = [asyncio.get_running_loop().create_task(_admit(desk, (url,))) for _ in range(2)]
         await gate.arrival()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await gate.departure()
+
+
+async def test_who_asks_in_the_moment_when_all_others_leave_is_not_cancelled_with_them(
+    origin: Origin, photo: bytes
+) -> None:
+    gate = Gate(photo)
+    origin.raw("/gate.jpg", gate)
+    url = origin.url("/gate.jpg")
+    async with intake(origin) as desk:
+        gone = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+        await gate.arrival()
+        gone.cancel()
+        stays = asyncio.ensure_future(in_task(desk, url))
+        await gate.arrival()
+        gate.open()
+        assert isinstance((await stays)[0], Image)
 
 
 async def test_a_failed_fetch_is_shared_too_and_then_forgotten(origin: Origin, photo: bytes) -> None:
@@ -274,6 +290,16 @@ async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for
     assert isinstance(refused, Overloaded)
     assert isinstance(image, Image)
     assert isinstance(carried, Image)
+
+
+@pytest.mark.parametrize(("spare", "outcome"), [(0, Image), (-1, Overloaded)])
+async def test_what_a_data_url_carries_is_counted(
+    origin: Origin, photo: bytes, spare: int, outcome: type
+) -> None:
+    url = data_url(photo)
+    async with intake(origin, held_bytes=HeldBytes(len(url) + spare)) as desk:
+        (found,) = await in_task(desk, url)
+    assert type(found) is outcome
 
 
 async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them(
