@@ -68,7 +68,7 @@ bench: setup
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick)
 
 soak: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[soak]'
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
 fuzz: setup

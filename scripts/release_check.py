@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from embedder import __version__  # noqa: E402
+from embedder import __version__  # noqa: E402 - found through the line above
 
 
 class NotReadyError(Exception):
