@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import random
 import struct
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.WebPImagePlugin import WebPImageFile
 
 from embedder.containers import MAX_CODE_SETS, first_picture
 from embedder.decode import CROP, decode
@@ -48,7 +51,7 @@ def test_each_4_x_4_pixels_may_have_a_set(side: int) -> None:
 @pytest.mark.parametrize("quality", [0, 100])
 @pytest.mark.parametrize("method", [0, 3, 6])
 @pytest.mark.parametrize("colours", [2, 3, 16, 256, None])
-@pytest.mark.parametrize("size", [(1, 1), (17, 3), (640, 427)])
+@pytest.mark.parametrize("size", [(1, 1), (17, 3), (320, 213)])
 def test_what_an_encoder_writes_is_read_to_its_end_and_far_from_the_limit(
     size: tuple[int, int], colours: int | None, method: int, quality: int
 ) -> None:
@@ -141,3 +144,23 @@ def test_a_stream_that_ends_too_early_is_cut_short(part: int) -> None:
 def test_what_is_no_prefix_code_is_damage(code: str) -> None:
     with pytest.raises(BadImage, match="damaged"):
         code_sets(stream("1" + "00" + "000" + "0" + code + 400 * "0"), 64, 64)
+
+
+def test_what_is_refused_for_its_codes_libwebp_refuses_too() -> None:
+    chance, refused = random.Random(0), 0
+    files = [
+        encoded(image, "WEBP", lossless=True, method=method)
+        for image in (photo(64, 48), photo(64, 48).quantize(4).convert("RGB"), photo(200, 150))
+        for method in (0, 6)
+    ]
+    for _ in range(1500):
+        damaged = bytearray(chance.choice(files))
+        damaged[chance.randrange(25, 200)] ^= 1 << chance.randrange(8)
+        (sizes,) = struct.unpack_from("<I", damaged, 21)
+        try:
+            code_sets(bytes(damaged[25:]), 1 + (sizes & 0x3FFF), 1 + (sizes >> 14 & 0x3FFF))
+        except BadImage:
+            refused += 1
+            with pytest.raises(OSError, match="decoder|next frame"):
+                WebPImageFile(io.BytesIO(damaged)).load()
+    assert refused > 200
