@@ -181,6 +181,34 @@ def test_whatever_ends_the_server_leaves_no_process_and_no_file(
     assert "Traceback" not in server.log.read_text()
 
 
+# Clients that do not read
+
+
+def unread(server: Server, requests: bytes) -> socket.socket:
+    """A client that has sent `requests`, and reads nothing of their answers."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", server.port))
+    client.settimeout(2)
+    with suppress(TimeoutError):  # nor does the server take more of them, then
+        client.sendall(requests)
+    return client
+
+
+def test_answers_that_nobody_reads_keep_no_places(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    batch = post("/embed_batch", {"urls": [origin.url("/photo.jpg")] * 64})
+    with Server(tmp_path / "log", {**environ, "EMBEDDER_WORKERS": "1"}) as server:
+        clients = [unread(server, 12 * batch) for _ in range(4)]
+        until(lambda: server.metric("embedder_in_flight_images") == 256)  # all there are
+        until(lambda: server.metric("embedder_in_flight_images") == 0)
+        assert _is_right(server, origin)
+        for client in clients:
+            client.close()
+        assert "Traceback" not in server.log.read_text()
+
+
 def test_with_few_descriptors_what_can_be_answered_is_and_then_everything(
     tmp_path: Path, environ: dict[str, str], origin: Origin
 ) -> None:

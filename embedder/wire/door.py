@@ -48,6 +48,12 @@ logger = logging.getLogger(__name__)
 LINGER_S = 2.0
 LINGER_BYTES = 64_000_000
 
+# Of an answer, for a client that does not read it: until then it is in memory, and holds its images' places.
+# What is smaller than this a connection may always have waiting.
+READ_TIMEOUT_S = 5.0
+READ_BYTES_PER_S = 100_000
+UNREAD_BYTES = 1 << 16  # from as much on the server has us wait before we send more
+
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
 
@@ -184,6 +190,7 @@ class _Client:
     """The answer, which is as good as done then: nothing cuts it short."""
     late: bool = False
     gone: bool = False
+    hung_up: bool = False
     _served_by: asyncio.Task[Any] | None = None  # Any: the server's own task, whatever it returns
     _watch: asyncio.Task[None] | None = None
     _closes: bool = False
@@ -229,10 +236,32 @@ class _Client:
             self._closes = True
             message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         if self._closes and message["type"] == "http.response.body" and not message.get("more_body"):
-            await self._send({**message, "more_body": True})
+            await self._pass_on({**message, "more_body": True})
             await self._discard()
             message = {"type": "http.response.body"}  # with which the server closes
-        await self._send(message)
+        await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        """Send `message`, and end only when most of it is read, or the client is given up."""
+        size = len(message.get("body", b""))
+        timer = asyncio.get_running_loop().call_later(READ_TIMEOUT_S + size / READ_BYTES_PER_S, self._hang_up)
+        try:
+            if size > UNREAD_BYTES and not message.get("more_body"):
+                await self._send({**message, "more_body": True})
+                message = {"type": "http.response.body"}  # for which the server waits
+            await self._send(message)
+        except RuntimeError:  # uvloop's, of a connection that is closed
+            if not self.hung_up:
+                raise
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        """Closing would wait for what is still to be read. Only uvicorn's own object can do more."""
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            self.hung_up = True
+            transport.abort()
 
     async def _discard(self) -> None:
         """Read what still comes, for as long as that is worth it."""
