@@ -75,7 +75,7 @@ cores = Cores.shared(
     folder=WORKERS_FOLDER,
     worker=bentoml.server_context.worker_index,
 )
-drain = Drain()
+drain = Drain(limit_s=REQUEST_TIMEOUT_S + 5)  # the last of them is still to be answered
 held_bytes = HeldBytes(settings.max_in_flight_bytes)
 intake = Intake(
     Fetcher(

@@ -19,7 +19,9 @@ GRACE_S = 1.0
 class Drain:
     """Whether this process, a worker, is on its way out."""
 
-    def __init__(self, grace_s: float = GRACE_S) -> None:
+    def __init__(self, *, limit_s: float, grace_s: float = GRACE_S) -> None:
+        """`limit_s` is how long what is in work may take to be finished."""
+        self._limit_s = limit_s
         self._grace_s = grace_s
         self.begun = False
         """From SIGTERM or its parent's end on: not ready any more, still serving."""
@@ -39,6 +41,9 @@ class Drain:
         def stop(signum: int, frame: FrameType | None) -> None:
             self.stopping = True
             previous(signum, frame)
+            # The server waits until its clients have read their answers, and some never do: for as long as
+            # they like. While it stops, it takes this signal for "at once".
+            loop.call_soon_threadsafe(loop.call_later, self._limit_s, signal.raise_signal, signal.SIGINT)
 
         def on_sigterm(signum: int, frame: FrameType | None) -> None:
             if self.begun:

@@ -15,7 +15,7 @@ import requests
 
 from tests.answers import Held, with_length
 from tests.origin import Origin
-from tests.server import BENTOML, ROOT, Server, plain_environ, until
+from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
 
 
 def start(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -168,3 +168,39 @@ def test_a_process_whose_model_fails_or_that_leaves_is_neither_healthy_nor_ready
         "200 healthy True",
         "503 draining False",
     ]
+
+
+# An answer that is more than buffers hold, and a drain that does not wait long for it to be read.
+STUBBORN = """
+import sys
+import uvicorn
+from embedder.drain import Drain
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        Drain(limit_s=0.5, grace_s=0.1).install()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(64_000_000)})
+
+uvicorn.run(app, port=int(sys.argv[1]))
+"""
+
+
+def test_a_client_that_does_not_read_its_answer_does_not_keep_a_worker_from_leaving() -> None:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN, str(port)], cwd=ROOT)
+    try:
+        client = socket.socket()
+        until(lambda: client.connect_ex(("127.0.0.1", port)) == 0)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.recv(1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        client.close()
+    finally:
+        process.kill()
+        process.wait()
