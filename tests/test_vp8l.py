@@ -161,6 +161,6 @@ def test_what_is_refused_for_its_codes_libwebp_refuses_too() -> None:
             code_sets(bytes(damaged[25:]), 1 + (sizes & 0x3FFF), 1 + (sizes >> 14 & 0x3FFF))
         except BadImage:
             refused += 1
-            with pytest.raises(OSError, match="decoder|next frame"):
+            with pytest.raises(OSError, match=r"decoder|next frame"):
                 WebPImageFile(io.BytesIO(damaged)).load()
     assert refused > 200
