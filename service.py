@@ -59,6 +59,8 @@ except SettingError as error:
 # that images in work take to pass through the network.
 REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
 
+RETRY_S = 1.0
+
 CORES = available_cores()
 # One image can't keep more than a few cores busy.
 THREADS_ALONE = max(settings.threads, min(CORES, 4))
@@ -151,6 +153,14 @@ async def encode(pixels: Pixels) -> Embeddings:
         cores.give_back(beside)
 
 
+async def retry_failed_encoder() -> None:
+    """Who is not ready is sent no requests, so none would show that the network works again."""
+    while True:
+        await asyncio.sleep(RETRY_S)
+        if not encoder.healthy:
+            await asyncio.to_thread(encoder.try_again)
+
+
 def raise_descriptor_limit() -> None:
     """To what the system grants: shells often start with 1024, and each client and download takes one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -207,6 +217,7 @@ class ImageEmbedder:
         asyncio.get_running_loop().set_default_executor(started_threads(CORES + 1, "encode"))
         await intake.start()
         worker_gauges.start()
+        self._retrying = asyncio.create_task(retry_failed_encoder())
         drain.install()
         # What is there by now stays. Looking through it again and again took the garbage collector a fifth
         # of the event loop's time.
@@ -215,6 +226,7 @@ class ImageEmbedder:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        self._retrying.cancel()
         worker_gauges.close()
         await intake.close()
 

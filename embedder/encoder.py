@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -74,6 +75,11 @@ class Encoder:
             raise
         self.healthy = True
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def try_again(self) -> None:
+        """Run a blank image, to see whether it works again. Blocking; never raises."""
+        with suppress(Exception):
+            self.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8))
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:

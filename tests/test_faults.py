@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import pictures
 from tests.answers import hang
 from tests.origin import Origin
-from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
+from tests.server import BENTOML, ROOT, Server, free_port, is_ready, plain_environ, until
 from tests.traffic import post
 
 CLIENTS = 6
@@ -226,6 +226,48 @@ def _is_right(server: Server, origin: Origin) -> bool:
         return server.post("/embed", {"url": origin.url("/photo.jpg")}).status_code == 200
     except requests.RequestException:
         return False
+
+
+# A network that fails
+
+FAILING = """
+from pathlib import Path
+import service
+from service import ImageEmbedder
+
+class Session:
+    def __init__(self, session):
+        self._session = session
+
+    def get_providers(self):
+        return self._session.get_providers()
+
+    def run(self, *arguments):
+        if Path("failing").exists():
+            raise RuntimeError("CUDA error: unknown")
+        return self._session.run(*arguments)
+
+made = service.encoder.load.__globals__["_session"]
+service.encoder.load.__globals__["_session"] = lambda *arguments: Session(made(*arguments))
+"""
+
+
+def test_a_network_that_works_again_is_ready_again_without_being_asked_for_embeddings(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    (tmp_path / "failing_service.py").write_text(FAILING)
+    environ = {**environ, "PYTHONPATH": str(ROOT), "EMBEDDER_WORKERS": "1"}
+    target = "failing_service:ImageEmbedder"
+    with Server(tmp_path / "log", environ, target=target, cwd=tmp_path) as server:
+        (tmp_path / "failing").touch()
+        assert server.post("/embed", {"url": origin.url("/photo.jpg")}).status_code == 500
+        assert server.get("/health").json() == {"status": "unhealthy"}
+        assert server.get("/readyz").status_code == 503
+        assert server.get("/livez").status_code == 200
+        (tmp_path / "failing").unlink()
+        # Who asks for embeddings is sent to others as long as it is not ready.
+        until(lambda: is_ready(server.port))
+        assert _is_right(server, origin)
 
 
 # A start that must fail
