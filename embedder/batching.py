@@ -170,9 +170,12 @@ class Batcher:
             with metrics.encode_stage.time():
                 results = await self._infer([part.rows for part in batch])
         except Exception as exc:
+            # Joining a batch takes memory beside what its images take: too little is no bug.
+            lacking = isinstance(exc, MemoryError)
+            failure = ServiceUnavailable("there is no memory for the batch now") if lacking else exc
             for part in batch:
                 if not part.job.result.done():
-                    part.job.result.set_exception(exc)
+                    part.job.result.set_exception(failure)
             return
         for part, result in zip(batch, results, strict=True):
             part.job.finish(part.first, result)

@@ -224,6 +224,14 @@ async def test_a_request_that_waited_too_long_is_not_computed() -> None:
     assert model.batches == [[[1.0]]]
 
 
+async def test_a_batch_that_there_is_no_memory_for_is_no_bug() -> None:
+    async def infer(batch: Sequence[Rows]) -> Sequence[Rows]:
+        raise MemoryError
+
+    with pytest.raises(ServiceUnavailable, match="no memory for the batch"):
+        await batcher()(infer)(rows(1))
+
+
 async def test_a_batch_that_fails_takes_only_itself_down() -> None:
     model, submit = (model := Model()), batcher()(model)
     model.fails = True

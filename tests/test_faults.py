@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import pictures
 from tests.answers import hang
 from tests.origin import Origin
-from tests.server import BENTOML, ROOT, Server, free_port, is_ready, plain_environ, until
+from tests.server import BENTOML, ROOT, Server, assert_error, free_port, is_ready, plain_environ, until
 from tests.traffic import post
 
 CLIENTS = 6
@@ -531,6 +532,29 @@ def test_where_little_can_be_mapped_pictures_fail_and_workers_do_not(
         assert server.workers() == workers
         assert_healthy(server)
         until(lambda: _is_right(server, origin))
+
+
+def test_a_batch_that_there_is_no_memory_for_is_told_so(
+    tmp_path: Path, environ: dict[str, str], origin: Origin
+) -> None:
+    urls = [origin.url(f"/photo.jpg?{number}") for number in range(64)]
+    environ = {
+        **environ,
+        "EMBEDDER_WORKERS": "1",
+        "EMBEDDER_PRECISION": "int8",
+        "EMBEDDER_CACHE_ENTRIES": "0",
+    }
+    with Server(tmp_path / "log", environ) as server:
+        assert _is_right(server, origin)
+        (worker,) = server.workers()
+        mapped = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.prlimit(worker, resource.RLIMIT_AS, (mapped + 1_000_000, resource.RLIM_INFINITY))
+        for _ in range(8):
+            answer = server.post("/embed_batch", {"urls": urls})
+            assert_error(answer, 429, "overloaded")
+        resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert server.post("/embed_batch", {"urls": urls}).json()["errors"] == []
+        assert server.workers() == {worker}
 
 
 # Time

@@ -313,5 +313,5 @@ def _is_ours(body: bytes) -> bool:
 def _translated(status: int) -> EmbedderError:
     """What BentoML means by an error of its own with `status`."""
     if status in (503, 504):
-        return Overloaded("the request was not finished in time")
+        return Overloaded("there was no time, or no memory, to finish the request")
     return InvalidRequest("the request can't be read") if status < 500 else InternalError()

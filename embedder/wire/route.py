@@ -68,24 +68,35 @@ class Admission:
     """What the request's body became: an outcome for each source, or the failure of the whole request."""
 
     outcomes: Sequence[Outcome] | EmbedderError
+    pixels: NDArray[np.uint8]
+    """Those of `images`: uint8 (k, 224, 224, 3), k may be 0."""
 
     # BentoML passes on the fields that an input names here, by attribute.
     model_fields: ClassVar[tuple[str, ...]] = ("pixels",)
 
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome] | EmbedderError) -> Admission:
+        try:
+            return cls(outcomes, _stacked(_images(outcomes)))
+        except MemoryError:  # what other requests hold is about to come back
+            return cls(Overloaded("there is no memory for the request now"), _NO_PIXELS)
+
     @property
     def images(self) -> list[Image]:
         """What is to be encoded: each image once, however many of the sources it is, in order."""
-        if isinstance(self.outcomes, EmbedderError):
-            return []
-        return list(dict.fromkeys(outcome for outcome in self.outcomes if isinstance(outcome, Image)))
+        return _images(self.outcomes)
 
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """Those of `images`: uint8 (k, 224, 224, 3), k may be 0."""
-        images = self.images
-        if len(images) == 1:
-            return images[0].pixels[np.newaxis]  # a view, where stacking would copy
-        return np.stack([image.pixels for image in images]) if images else _NO_PIXELS
+
+def _images(outcomes: Sequence[Outcome] | EmbedderError) -> list[Image]:
+    if isinstance(outcomes, EmbedderError):
+        return []
+    return list(dict.fromkeys(outcome for outcome in outcomes if isinstance(outcome, Image)))
+
+
+def _stacked(images: Sequence[Image]) -> NDArray[np.uint8]:
+    if len(images) == 1:
+        return images[0].pixels[np.newaxis]  # a view, where stacking would copy
+    return np.stack([image.pixels for image in images]) if images else _NO_PIXELS
 
 
 _admission: ContextVar[Admission] = ContextVar("admission")
@@ -104,7 +115,7 @@ class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Admission:
         """Never raises: what goes wrong is kept for the answer."""
-        admission = Admission(await cls._admit(request))
+        admission = Admission.of(await cls._admit(request))
         _admission.set(admission)
         return admission
 
