@@ -93,12 +93,11 @@ class URLPolicy:
 
     def _admitted_host(self, text: str) -> str:
         """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""
-        host = text.lower()
-        if host.startswith("["):
-            host = _canonical_ipv6(host[1:-1])
+        if text.startswith("["):
+            host = _canonical_ipv6(text[1:-1])
             name = host
         else:
-            host = _ascii_host(host)
+            host = _ascii_host(text)
             name = host.removesuffix(".")
         if self.allowed_hosts and not any(fnmatchcase(name, glob) for glob in self.allowed_hosts):
             raise URLNotAllowed(f"the host {name!r} is not on this service's list of hosts")
@@ -144,8 +143,9 @@ def _without_dots(path: str) -> str:
 
 
 def _ascii_host(text: str) -> str:
-    host = text
+    host = text.lower()
     if not text.isascii():
+        # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
         try:
             host = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
         except UnicodeError:  # idna.IDNAError is one

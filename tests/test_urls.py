@@ -556,6 +556,9 @@ def test_a_host_that_is_no_name_is_refused(host: str) -> None:
         ("日本語.jp", f"xn--{'日本語'.encode('punycode').decode()}.jp"),
         ("пример.рф", f"xn--{'пример'.encode('punycode').decode()}.xn--{'рф'.encode('punycode').decode()}"),
         ("straße.example", f"xn--{'straße'.encode('punycode').decode()}.example"),  # IDNA 2008 keeps ß
+        # UTS 46 maps a capital sigma to the same letter wherever it stands, and leaves the final one alone.
+        ("ΟΔΟΣ-1.gr", f"xn--{'οδοσ-1'.encode('punycode').decode()}.gr"),
+        ("οδος-1.gr", f"xn--{'οδος-1'.encode('punycode').decode()}.gr"),
         ("例。example", f"xn--{'例'.encode('punycode').decode()}.example"),
         ("ｅｘａｍｐｌｅ.org", "example.org"),
         ("xn--bcher-kva.example", "xn--bcher-kva.example"),
