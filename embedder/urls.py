@@ -84,6 +84,8 @@ class URLPolicy:
             return self.admit(location)
         if location.startswith("//"):
             return self.admit(f"{url.scheme}:{location}")
+        if location.startswith("?"):  # yarl keeps the old query when the new one is empty
+            return self.admit(f"{url.scheme}://{url.raw_authority}{url.raw_path}{location}")
         _check_characters(location)
         try:
             target = str(url.join(URL(location, encoded=True)))

@@ -907,6 +907,8 @@ BASE = POLICY.admit("http://a/b/c/d;p?q")
         ("/g", "http://a/g"),
         ("//g", "http://g/"),
         ("?y", "http://a/b/c/d;p?y"),
+        ("?", "http://a/b/c/d;p"),  # an empty query is one, section 5.2.2
+        ("?#s", "http://a/b/c/d;p"),
         ("g?y", "http://a/b/c/g?y"),
         ("#s", "http://a/b/c/d;p?q"),
         ("g#s", "http://a/b/c/g"),
