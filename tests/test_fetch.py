@@ -44,6 +44,7 @@ from embedder.errors import (
 )
 from embedder.fetch import (
     CONNECT_TIMEOUT_S,
+    MAX_ADDRESSES_PER_ANSWER,
     MAX_ADDRESSES_PER_NAME,
     MAX_CONNECTIONS_PER_HOST,
     Fetcher,
@@ -502,12 +503,23 @@ async def test_an_address_that_turns_private_at_the_second_look_up_is_not_dialle
     assert names.calls == ["rebind.test", "rebind.test"]
 
 
-async def test_of_500_addresses_only_a_few_are_dialled() -> None:
-    answer = [f"93.184.{i // 250}.{i % 250 + 1}" for i in range(500)]
+async def test_of_256_addresses_only_a_few_are_dialled() -> None:
+    answer = [f"93.184.{i // 250}.{i % 250 + 1}" for i in range(MAX_ADDRESSES_PER_ANSWER)]
     dialler = Dialler()
     async with fetching(networks=(), ports=[80], names={"many.test": answer}, dialler=dialler) as fetcher:
         assert await outcome(fetcher.fetch("http://many.test/cat.jpg")) == UNREACHABLE
     assert set(dialler.dialled) == {(address, 80) for address in answer[:MAX_ADDRESSES_PER_NAME]}
+
+
+async def test_names_with_thousands_of_addresses_do_not_hold_up_the_event_loop() -> None:
+    answer = [f"93.184.{i // 250}.{i % 250 + 1}" for i in range(4000)]  # what fits into an answer over TCP
+    names, dialler = {f"{i}.test": answer for i in range(32)}, Dialler()
+    async with fetching(networks=(), ports=[80], names=names, dialler=dialler) as fetcher:
+        fetches = [timed(fetcher.fetch(f"http://{name}/")) for name in names]
+        for got, took_s in await asyncio.gather(*fetches):
+            assert got == UNREACHABLE
+            assert took_s < 1  # 2 s where each address is looked at
+    assert dialler.dialled == []
 
 
 async def test_no_address_of_a_name_is_dialled_twice_in_one_fetch() -> None:
