@@ -269,8 +269,9 @@ class _OneAnswer(ResponseHandler):
         super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:
-        if not data:  # aiohttp's own call, to go on with what it has
+        if not data:  # aiohttp's own call, to go on with what it has, which may be more than one answer
             super().data_received(data)
+            self._cut_at_too_many_heads()
             return
         if self._answered and not self._in_body():
             self._cut()
@@ -281,8 +282,7 @@ class _OneAnswer(ResponseHandler):
             end = len(data) if self._in_body() else position + HEAD_STEP_BYTES
             super().data_received(data[position:end])
             position = end
-            if self._heads > MAX_HEADS:
-                self._cut()
+            self._cut_at_too_many_heads()
 
     def set_exception(self, exc: Any, *args: Any) -> None:
         super().set_exception(exc, *args)
@@ -299,6 +299,10 @@ class _OneAnswer(ResponseHandler):
     def _break_body_off(self, cause: BaseException) -> None:
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(aiohttp.ClientPayloadError("the body broke off"), cause)
+
+    def _cut_at_too_many_heads(self) -> None:
+        if self._heads > MAX_HEADS:
+            self._cut()
 
     def _cut(self) -> None:
         self.set_exception(aiohttp.ClientPayloadError("more than one answer"))

@@ -841,6 +841,17 @@ async def test_a_second_answer_in_one_packet_answers_nobody(origin: Origin) -> N
         assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
 
 
+async def test_a_second_answer_behind_a_body_that_was_read_with_pauses_answers_nobody(origin: Origin) -> None:
+    # More than aiohttp buffers: it keeps what came with the rest of it, and parses that when there is room.
+    body = CAT + bytes(1_600_000)
+    pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+    origin.raw("/twice", says(chunked(*pieces, b"") + with_length(DOG), then=hang))
+    async with fetching(origin, max_bytes=2_000_000, timeout_s=SOON_S) as fetcher:
+        for _ in range(20):
+            assert await fetcher.fetch(origin.url("/twice")) == body
+            assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+
+
 async def test_an_answer_on_an_idle_connection_answers_nobody(origin: Origin) -> None:
     late = asyncio.get_running_loop().create_future()
 
