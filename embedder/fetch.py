@@ -13,8 +13,10 @@ import math
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, ip_address
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -119,6 +121,7 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,  # no proxy variables, no netrc
+            trace_configs=[_notes_new_connections()],
         )
 
     async def close(self) -> None:
@@ -154,7 +157,22 @@ class Fetcher:
         raise FetchFailed(f"the image's server redirects more than {self._max_redirects} times")
 
     async def _get(self, url: URL, deadline: float, hold: Hold | None) -> bytes | URL:
-        """The image at `url`, or where it redirects to."""
+        """The image at `url`, or where it redirects to.
+
+        Origins close kept connections when they like, many at once, and it may be in the moment that one is
+        used again. Only what a new connection does is the origin's answer.
+        """
+        while True:
+            attempt = _Attempt()
+            try:
+                return await self._try_to_get(url, deadline, hold, attempt)
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                if attempt.connected_anew:
+                    raise
+
+    async def _try_to_get(
+        self, url: URL, deadline: float, hold: Hold | None, attempt: _Attempt
+    ) -> bytes | URL:
         if self._session.closed:
             raise Draining
         remaining_s = deadline - asyncio.get_running_loop().time()
@@ -165,7 +183,9 @@ class Fetcher:
             sock_connect=CONNECT_TIMEOUT_S,
             ceil_threshold=math.inf,  # aiohttp rounds long timeouts up to whole seconds otherwise
         )
-        async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
+        async with self._session.get(
+            url, timeout=timeout, allow_redirects=False, trace_request_ctx=attempt
+        ) as response:
             try:
                 if response.status in _REDIRECTS:
                     return self._redirect_target(url, response)
@@ -243,6 +263,22 @@ class Fetcher:
         if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
             return FetchFailed(_UNREACHABLE)
         return FetchFailed("the image's server broke off or did not speak HTTP")
+
+
+@dataclass
+class _Attempt:
+    connected_anew: bool = False
+
+
+def _notes_new_connections() -> aiohttp.TraceConfig:
+    """Notes in the `_Attempt` that a request is given whether a connection was made for it."""
+
+    async def note(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        context.trace_request_ctx.connected_anew = True
+
+    traces = aiohttp.TraceConfig()
+    traces.on_connection_create_start.append(note)
+    return traces
 
 
 class _OneAnswer(ResponseHandler):

@@ -66,6 +66,7 @@ from tests.answers import (
     OK,
     Flood,
     chunked,
+    drop,
     hang,
     reset,
     says,
@@ -321,6 +322,25 @@ async def test_a_connection_that_the_origin_closed_while_idle_is_not_a_failure(o
     async with fetching(origin) as fetcher:
         for _ in range(3):
             assert await fetcher.fetch(origin.url("/once")) == CAT
+
+
+@pytest.mark.parametrize("end", [drop, reset])
+async def test_kept_connections_that_are_closed_as_they_are_used_again_are_not_a_failure(
+    origin: Origin, end: Handler
+) -> None:
+    together = Rendezvous(20, with_length(CAT))
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await together(reader, writer)
+        await reader.readuntil(b"\r\n\r\n")
+        await end(reader, writer)
+
+    origin.raw("/once", once)
+    async with fetching(origin) as fetcher:
+        fetches = (fetcher.fetch(origin.url("/once")) for _ in range(20))
+        assert await asyncio.gather(*fetches) == [CAT] * 20
+        assert await fetcher.fetch(origin.url("/once")) == CAT
+    assert origin.connections.accepted == 20 + 1
 
 
 async def test_64_fetches_run_at_once(origin: Origin) -> None:
