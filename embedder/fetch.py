@@ -56,6 +56,9 @@ MIN_STALL_S = 1.0
 # Of one answer: interim ones (1xx) before the real one. Servers send one or two.
 MAX_HEADS = 8
 HEAD_STEP_BYTES = 4096
+# Of one answer: what is not its body, beside a sixteenth of that. Parsing chunks of one byte takes a hundred
+# times as long as the same body in one piece; servers send kilobytes in each, and six bytes around them.
+MAX_FRAMING_BYTES = 65_536
 
 _HEADERS = {
     "User-Agent": "image-embedder",
@@ -285,17 +288,18 @@ class _OneAnswer(ResponseHandler):
     """A connection that carries one answer for each request, and is cut when it carries anything else.
 
     aiohttp's own gives an answer that nobody asked for to the next request; it parses interim answers (1xx)
-    as fast as they come, seconds in one turn of the event loop; and it leaves the reader of a body waiting
-    when the rest of it is malformed. What is overridden here is private to aiohttp: the tests fail when it
-    is not called any more.
+    as fast as they come, seconds in one turn of the event loop, and tiny chunks until the deadline; and it
+    leaves the reader of a body waiting when the rest of it is malformed. What is overridden here is private
+    to aiohttp: the tests fail when it is not called any more.
     """
 
     _heads = 0
     _answered = False
+    _received_bytes = 0
 
     # Any, here and below: aiohttp's private types.
     def set_response_params(self, **params: Any) -> None:
-        self._heads, self._answered = 0, False
+        self._heads, self._answered, self._received_bytes = 0, False, 0
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[Any, Any], size: int = 0) -> None:
@@ -307,7 +311,7 @@ class _OneAnswer(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         if not data:  # aiohttp's own call, to go on with what it has, which may be more than one answer
             super().data_received(data)
-            self._cut_at_too_many_heads()
+            self._cut_what_is_too_much()
             return
         if self._answered and not self._in_body():
             self._cut()
@@ -315,10 +319,11 @@ class _OneAnswer(ResponseHandler):
         position = 0
         while position < len(data) and self.is_connected():
             # A head goes to the parser bit by bit: the rest of a flood of heads is not worth parsing.
-            end = len(data) if self._in_body() else position + HEAD_STEP_BYTES
+            end = len(data) if self._in_body() else min(position + HEAD_STEP_BYTES, len(data))
+            self._received_bytes += end - position
             super().data_received(data[position:end])
             position = end
-            self._cut_at_too_many_heads()
+            self._cut_what_is_too_much()
 
     def set_exception(self, exc: Any, *args: Any) -> None:
         super().set_exception(exc, *args)
@@ -336,12 +341,16 @@ class _OneAnswer(ResponseHandler):
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(aiohttp.ClientPayloadError("the body broke off"), cause)
 
-    def _cut_at_too_many_heads(self) -> None:
-        if self._heads > MAX_HEADS:
+    def _cut_what_is_too_much(self) -> None:
+        body_bytes = self._payload.total_bytes if self._payload is not None else 0
+        framing_bytes = self._received_bytes - body_bytes
+        # While reading is paused, not all that was received is parsed yet: the rest may be body.
+        tiny = framing_bytes > MAX_FRAMING_BYTES + body_bytes // 16 and not self._reading_paused
+        if tiny or self._heads > MAX_HEADS:
             self._cut()
 
     def _cut(self) -> None:
-        self.set_exception(aiohttp.ClientPayloadError("more than one answer"))
+        self.set_exception(aiohttp.ClientPayloadError("more than one answer, or little but framing"))
         if self.transport is not None:
             self.transport.abort()
 

@@ -1018,6 +1018,26 @@ async def test_busywork_ends_by_the_deadline_and_lets_others_through(
             await until(lambda: flood.over)
 
 
+@pytest.mark.parametrize("name", ["one-byte chunks", "chunk extension"])
+async def test_tiny_chunks_are_cut_off_long_before_the_deadline(origin: Origin, name: str) -> None:
+    flood = Flood(*BUSYWORK[name])
+    origin.raw("/busy", flood)
+    async with fetching(origin, max_bytes=10_000_000) as fetcher:
+        got, took_s = await timed(fetcher.fetch(origin.url("/busy")))
+        assert got == BROKEN
+        assert took_s < SOON_S
+        await until(lambda: flood.over)
+    assert flood.sent_bytes < BUFFERED_BYTES
+
+
+async def test_a_large_body_in_chunks_of_a_hundred_bytes_is_not_too_tiny(origin: Origin) -> None:
+    body = CAT + bytes(2_000_000)
+    pieces = [body[start : start + 112] for start in range(0, len(body), 112)]
+    origin.raw("/small", says(chunked(*pieces, b"")))
+    async with fetching(origin, max_bytes=len(body)) as fetcher:
+        assert await fetcher.fetch(origin.url("/small")) == body
+
+
 # Time.
 
 
