@@ -124,7 +124,7 @@ def _check_characters(text: str) -> None:
     # isprintable is false for control, format, surrogate and unassigned characters and for every blank
     # but the ASCII one.
     if not text.isprintable() or " " in text or "\\" in text:
-        raise URLNotAllowed("the URL contains a blank, a control character or a backslash")
+        raise URLNotAllowed("the URL contains a blank, a backslash or an invisible character; escape it")
 
 
 def _without_dots(path: str) -> str:
