@@ -325,6 +325,10 @@ class _OneAnswer(ResponseHandler):
             position = end
             self._cut_what_is_too_much()
 
+    def close(self) -> None:
+        # Without TLS's farewell: it would wait half a minute for the peer's, and read all that comes instead.
+        self.abort()
+
     def set_exception(self, exc: Any, *args: Any) -> None:
         super().set_exception(exc, *args)
         self._break_body_off(exc)

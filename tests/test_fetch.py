@@ -1527,6 +1527,35 @@ def test_plain_http_on_an_https_url_and_the_reverse_are_failures(
     ]
 
 
+def test_what_is_cut_off_over_tls_is_not_waited_for(on_uvloop: bool, certificates: Certificates) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.good)
+    sent_bytes = 0
+
+    def send_much(listener: socket.socket) -> None:
+        """Without a look at what the client says."""
+        nonlocal sent_bytes
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(listener.accept()[0], server_side=True) as peer,
+        ):
+            peer.recv(65536)
+            peer.sendall(OK + b"\r\n" + CAT)
+            while sent_bytes < BUFFERED_BYTES:
+                sent_bytes += peer.send(bytes(65536))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = threading.Thread(target=send_much, args=[listener])
+        sender.start()
+        port = listener.getsockname()[1]
+        job = Job(on_uvloop, [f"https://127.0.0.1:{port}/"], ports=[port], networks=["127.0.0.0/8"])
+        # It asserts that no socket stays.
+        result = run_job(job, environ={"SSL_CERT_FILE": str(certificates.authority)})
+        sender.join()
+    assert [kind for kind, _, _ in result.outcomes] == ["ImageTooLarge"]
+    assert sent_bytes < BUFFERED_BYTES
+
+
 def test_a_redirect_may_go_up_to_https_but_not_down(
     on_uvloop: bool, origin: Origin, certificates: Certificates
 ) -> None:
