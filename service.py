@@ -22,6 +22,7 @@ from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml.exceptions import BentoMLConfigException
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from embedder import __version__
@@ -32,7 +33,7 @@ from embedder.cache import EmbeddingCache
 from embedder.cores import Cores, available_cores
 from embedder.drain import Drain
 from embedder.encoder import Embeddings, Encoder, Pixels
-from embedder.errors import megabytes
+from embedder.errors import Draining, megabytes
 from embedder.fetch import Fetcher
 from embedder.intake import Intake
 from embedder.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
@@ -42,6 +43,7 @@ from embedder.threads import started_threads
 from embedder.urls import URLPolicy
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
 from embedder.wire.door import Door
+from embedder.wire.load_shedding import LoadShedding
 from embedder.wire.openapi import OpenAPIDocument, openapi_document
 from embedder.wire.pages import describe, pages
 from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
@@ -110,7 +112,6 @@ wiring = Wiring(
     max_body_bytes=settings.max_body_bytes,
     max_urls=settings.max_urls,
     model_tag=lambda: str(embedding_model.resolve().tag),
-    is_stopping=lambda: drain.stopping,
 )
 
 
@@ -129,7 +130,10 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
         unwanted: list[object] = [TimeoutMiddleware]
         if BentoMLContainer.config.tracing.exporter_type.get() is None:  # spans that would go nowhere
             unwanted.append(OpenTelemetryMiddleware)
-        app.user_middleware = [m for m in app.user_middleware if m.cls not in unwanted]
+        app.user_middleware = [
+            *(m for m in app.user_middleware if m.cls not in unwanted),
+            Middleware(LoadShedding, check_room=check_room),  # which BentoML counts, and other sites may read
+        ]
         return Door(
             app,
             keys=APIKeys(settings.api_keys),
@@ -137,6 +141,13 @@ class EmbedderService(Service):  # type: ignore[misc]  # BentoML's SDK ships no 
             open_routes=settings.open_routes,
             answers_preflight=bool(BentoMLContainer.http.cors.enabled.get()),
         )
+
+
+def check_room() -> None:
+    """Raises what every request is answered now, whatever it asks for."""
+    if drain.stopping:
+        raise Draining
+    intake.check_room(1)
 
 
 async def encode(pixels: Pixels) -> Embeddings:

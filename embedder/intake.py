@@ -129,13 +129,17 @@ class Intake:
         """Keep the `embedding` that the network made of `image`."""
         self._cache.put(image.key, embedding)
 
-    def _take_places(self, count: int) -> None:
+    def check_room(self, count: int) -> None:
+        """Raises Overloaded when there are no places for `count` more images now."""
         taken = self.in_flight_images
         if taken + count > self._max_in_flight_images:
             raise Overloaded(
                 f"{taken} images are in work and the limit is {self._max_in_flight_images}: "
                 f"no room for {count} more now"
             )
+
+    def _take_places(self, count: int) -> None:
+        self.check_room(count)
         task = asyncio.current_task()
         assert task is not None, "admit runs in a task"  # noqa: S101 - a coroutine always does
         self.in_flight_images += count

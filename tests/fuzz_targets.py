@@ -132,7 +132,6 @@ def _service() -> _Service:
         max_body_bytes=MAX_BODY_BYTES,
         max_urls=MAX_URLS,
         model_tag=lambda: "fuzz:1",
-        is_stopping=lambda: False,
     )
     routes = (wired(EmbedRequest, wiring), wired(EmbedBatchRequest, wiring))
     loop = asyncio.new_event_loop()

@@ -30,7 +30,6 @@ from embedder import metrics
 from embedder.cache import Embedding
 from embedder.errors import (
     BodyTooLarge,
-    Draining,
     EmbedderError,
     InternalError,
     InvalidRequest,
@@ -60,7 +59,6 @@ class Wiring:
     max_body_bytes: int
     max_urls: int
     model_tag: Callable[[], str]
-    is_stopping: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,6 @@ class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK
     @classmethod
     async def _admit(cls, request: Request) -> Sequence[Outcome] | EmbedderError:
         try:
-            if cls.wiring.is_stopping():
-                raise Draining
             with cls.wiring.held_bytes.hold() as hold:
                 body = await _read_json(request, hold, cls.wiring)
                 return await cls.wiring.intake.admit(cls.sources(body))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-# Beginning or refusing one takes 0.4 ms: what is under way waits for 7 ms at a turn, not for seconds.
+# Beginning one takes 0.4 ms: what is under way waits for 7 ms at a turn, not for seconds.
 PER_TURN = 16
 
 
