@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 
-from embedder.threads import started_threads
+import pytest
+
+from embedder.threads import NICENESS, started_threads
 from tests.server import ROOT
 
 
@@ -15,6 +18,15 @@ def test_all_run_before_there_is_work() -> None:
     assert sum(thread.name.startswith("early") for thread in threading.enumerate()) == 5
     assert list(pool.map(len, ["a", "bc"])) == [1, 2]
     pool.shutdown()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes have a niceness, not threads")
+def test_they_give_way_to_the_thread_that_started_them() -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    pool = started_threads(2, "nice")
+    theirs = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+    pool.shutdown()
+    assert (theirs, os.getpriority(os.PRIO_PROCESS, 0)) == (ours + NICENESS, ours)
 
 
 def test_where_they_can_not_be_started_that_is_said_and_nobody_waits() -> None:
