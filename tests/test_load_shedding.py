@@ -68,7 +68,9 @@ def post(server: Server, body: object, path: str = "/embed", **headers: str) -> 
 def test_who_comes_when_all_places_are_taken_is_told_when_to_come_back(
     full: Server, path: str, photo: bytes
 ) -> None:
-    for body in ({"url": data_url(photo)}, {"urls": [data_url(photo)]}, {"urls": []}, {}):
+    url = data_url(photo)
+    bodies: list[dict[str, object]] = [{"url": url}, {"urls": [url]}, {"urls": []}, {}]
+    for body in bodies:
         answer = post(full, body, path)
         assert_error(answer, 429, "overloaded")
         assert answer.headers["Retry-After"] == "1"
