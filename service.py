@@ -24,6 +24,7 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
+from uvicorn.config import HTTP_PROTOCOLS
 
 from embedder import __version__
 from embedder.addresses import AddressPolicy
@@ -42,6 +43,7 @@ from embedder.stored_model import EmbeddingModel
 from embedder.threads import started_threads
 from embedder.urls import URLPolicy
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.wire.connection import Connection
 from embedder.wire.door import Door
 from embedder.wire.load_shedding import LoadShedding
 from embedder.wire.openapi import OpenAPIDocument, openapi_document
@@ -49,6 +51,9 @@ from embedder.wire.pages import describe, pages
 from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
 from embedder.wire.single import EmbedRequest, EmbedResponse
 from embedder.worker_gauges import WorkerGauges
+
+# BentoML leaves the choice to uvicorn, and this is what it then takes.
+HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__qualname__}"
 
 spare_address_space()
 mappable = mappable_bytes()  # by a worker, too: it has the same limits, and has imported the same

@@ -52,7 +52,7 @@ class RequestError(EmbedderError):
 class InvalidRequest(RequestError):
     code = "invalid_request"
     status = 400
-    summary = "the body is not what the route takes"
+    summary = "the body is not what the route takes, or the request can't be read"
 
 
 class Unauthorized(RequestError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import re
-import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -75,7 +74,16 @@ def test_paths_that_are_not_there_leave_no_metrics(server: Server) -> None:
     for number in range(50):
         requests.get(f"{server.url}/random-{number}")
         requests.get(f"{server.url}/static_content/random-{number}")
-    assert "/random-" not in server.get("/metrics").text
+        for path in ("/health", "/livez", "/embed", "/", "/static_content/swagger-ui.css"):
+            for slash in ("/", "%2f"):
+                answer = requests.get(server.url + path + slash * (number + 2))
+                assert_error(answer, 404, "not_found")
+    endpoints = {
+        sample.labels["endpoint"]
+        for name in ("bentoml_service_request_total", "bentoml_service_request_in_progress")
+        for sample in server.samples(name)
+    }
+    assert endpoints <= ROUTES.keys() | {f"{path}/" for path in ROUTES}
 
 
 def test_a_body_that_would_be_unpickled_is_refused_in_our_shape(server: Server) -> None:
@@ -84,20 +92,6 @@ def test_a_body_that_would_be_unpickled_is_refused_in_our_shape(server: Server) 
     )
     assert_error(answer, 415, "unsupported_media_type")
     assert "Traceback" not in server.log.read_text()
-
-
-def test_a_websocket_is_404_in_our_shape_and_leaves_no_metric(server: Server) -> None:
-    unheard_of = f"/{secrets.token_hex()}"
-    # RFC 6455 section 4.1, with the key of its example.
-    handshake = {
-        "Connection": "Upgrade",
-        "Upgrade": "websocket",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-    }
-    for path in ("/embed", "/health", "/", unheard_of):
-        assert_error(requests.get(server.url + path, headers=handshake), 404, "not_found")
-    assert unheard_of not in server.get("/metrics").text
 
 
 # Keys
@@ -230,7 +224,7 @@ def test_a_request_without_a_body_keeps_the_connection(keyed: Server) -> None:
 
 
 async def passed(
-    app: object, method: str = "POST", *, timeout_s: float = 60, leaves: bool = False
+    app: object, path: str = "/embed", *, timeout_s: float = 60, leaves: bool = False
 ) -> list[Message]:
     """What a client gets of `app` behind the door. One that `leaves` does so once its body is read."""
     messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -248,8 +242,8 @@ async def passed(
 
     scope: Scope = {
         "type": "http",
-        "path": "/embed" if method == "POST" else "/info",
-        "method": method,
+        "path": path,
+        "method": ROUTES[path][0],
         "headers": [],
     }
     door = Door(app, keys=APIKeys([]), timeout_s=timeout_s)  # type: ignore[arg-type]  # an ASGI application
@@ -288,9 +282,15 @@ def test_an_error_of_ours_and_any_success_pass_unchanged() -> None:
     assert [m.get("body") for m in asyncio.run(passed(answering(200, b"123456")))] == [None, b"123", b"456"]
 
 
-def test_what_is_asked_for_with_get_is_not_reshaped() -> None:
-    start, *_ = asyncio.run(passed(answering(503, b"not ready"), method="GET"))
+def test_what_health_says_is_not_reshaped(server: Server) -> None:
+    start, *_ = asyncio.run(passed(answering(503, b"not ready"), path="/readyz"))
     assert start["status"] == 503
+
+
+def test_a_part_of_a_page_that_is_not_there_is_refused_in_our_shape(server: Server) -> None:
+    for part in ("bytes=99999999-", "bytes=abc", "lines=1-2"):
+        answer = requests.get(f"{server.url}/static_content/swagger-ui.css", headers={"Range": part})
+        assert_error(answer, 400, "invalid_request")
 
 
 def test_an_application_that_fails_is_answered_for() -> None:

@@ -91,6 +91,13 @@ def test_all_else_is_answered(full: Server) -> None:
     assert requests.options(f"{full.url}/embed", headers=preflight).status_code == 200
 
 
+def test_what_is_no_preflight_needs_a_key_and_one_that_is_refused_has_our_shape(full: Server) -> None:
+    for headers in ({}, {"Origin": SITE}, {"Access-Control-Request-Method": "POST"}):
+        assert_error(requests.options(f"{full.url}/embed", headers=headers), 401, "unauthorized")
+    foreign = {"Origin": "https://other.example", "Access-Control-Request-Method": "POST"}
+    assert_error(requests.options(f"{full.url}/embed", headers=foreign), 400, "invalid_request")
+
+
 def test_a_page_of_another_site_may_read_that_it_is_refused(full: Server) -> None:
     answer = post(full, {}, Origin=SITE)
     assert_error(answer, 429, "overloaded")

@@ -5,9 +5,9 @@
                                     └── refused here,            or when its client goes
                                         at once
 
-BentoML counts each path that it is asked for in a metric of its own, a WebSocket's too, so one that does not
-exist never reaches it: whoever asks for random paths would fill the memory. For a body that it would have to
-unpickle it writes a traceback into the log.
+BentoML counts each path that it is asked for in a metric of its own, so one that does not exist never reaches
+it: whoever asks for random paths would fill the memory. For a body that it would have to unpickle it writes a
+traceback into the log.
 
 An answer that is given before the request's body was read to its end closes the connection: otherwise a
 body of any length, at any speed, would keep it for as long as its sender likes.
@@ -80,6 +80,9 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
 }
 """Paths and their methods: all that there are."""
 
+# BentoML's application redirects to the path without the slash. One with two is another path.
+_SLASHED = {f"{path}/": path for path in ROUTES if path != "/"}
+
 
 def open_paths(open_routes: frozenset[str]) -> frozenset[str]:
     """What needs no key where keys are set; `open_routes` are names of OPENABLE."""
@@ -110,14 +113,11 @@ class Door:
         self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] != "http":  # nor a WebSocket: connections refuse to become one
             await self._app(scope, receive, send)
             return
         if scope["path"] not in ALWAYS_OPEN:  # who asks whether all is well must not wait behind a crowd
             await self._turnstile.enter()
-        if scope["type"] == "websocket":  # there is none
-            await error_response(NotFound())(scope, receive, send)
-            return
         client = _Client(receive, send, body_read=not _announces_body(scope))
         error = self._refusal(scope) or await self._served(scope, client)
         if error is not None:
@@ -125,7 +125,8 @@ class Door:
 
     async def _served(self, scope: Scope, client: _Client) -> EmbedderError | None:
         """What is to be answered in place of what BentoML's application has; None: it has answered."""
-        answer = _Answer(client.send, reshapes=scope["method"] in _POST)
+        # What health says of itself is not an error; BentoML's own has no shape.
+        answer = _Answer(client.send, reshapes=scope["path"] not in ALWAYS_OPEN)
         try:
             with client.patience(self._timeout_s):
                 await self._app(scope, client.receive, answer.send)
@@ -142,19 +143,25 @@ class Door:
         return answer.foreign
 
     def _refusal(self, scope: Scope) -> EmbedderError | None:
-        path, method = scope["path"], scope["method"]
-        if path not in ROUTES:
-            path = path.rstrip("/")  # BentoML's application redirects to the one without
+        method = scope["method"]
+        path: str = scope["path"]
+        path = _SLASHED.get(path, path)
         methods = ROUTES.get(path)
         if methods is None:
             return NotFound()
-        if method == "OPTIONS" and self._answers_preflight:
+        headers = Headers(scope=scope)
+        if self._answers_preflight and _is_preflight(method, headers):
             return None
         if path not in self._open and not self._keys.accept(scope["headers"]):
             return Unauthorized()
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
-        return _refused_body(Headers(scope=scope)) if method in _POST else None
+        return _refused_body(headers) if method in _POST else None
+
+
+def _is_preflight(method: str, headers: Headers) -> bool:
+    """Whether a browser asks what another site may: https://fetch.spec.whatwg.org/#cors-preflight-request."""
+    return method == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers
 
 
 def _refused_body(headers: Headers) -> EmbedderError | None:
@@ -173,7 +180,7 @@ def _refused_body(headers: Headers) -> EmbedderError | None:
 def _announces_body(scope: Scope) -> bool:
     """Whether a body follows the request's head: RFC 9112 section 6.3."""
     return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" \t0"))
         for name, value in scope["headers"]
     )
 
