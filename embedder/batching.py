@@ -169,6 +169,7 @@ class Batcher:
         try:
             with metrics.encode_stage.time():
                 results = await self._infer([part.rows for part in batch])
+            finished = list(zip(batch, results, strict=True))
         except Exception as exc:
             # Joining a batch takes memory beside what its images take: too little is no bug.
             lacking = isinstance(exc, MemoryError)
@@ -177,7 +178,7 @@ class Batcher:
                 if not part.job.result.done():
                     part.job.result.set_exception(failure)
             return
-        for part, result in zip(batch, results, strict=True):
+        for part, result in finished:
             part.job.finish(part.first, result)
 
 

@@ -232,6 +232,15 @@ async def test_a_batch_that_there_is_no_memory_for_is_no_bug() -> None:
         await batcher()(infer)(rows(1))
 
 
+async def test_a_model_that_loses_a_request_leaves_nobody_waiting() -> None:
+    async def lossy(batch: Sequence[Rows]) -> Sequence[Rows]:
+        return batch[:-1]
+
+    submit = batcher()(lossy)
+    with pytest.raises(ValueError, match="shorter"):
+        await asyncio.wait_for(submit(rows(1)), 10)
+
+
 async def test_a_batch_that_fails_takes_only_itself_down() -> None:
     model, submit = (model := Model()), batcher()(model)
     model.fails = True
