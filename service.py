@@ -224,7 +224,8 @@ class ImageEmbedder:
             raise embedding_model.unusable(str(error).partition("\n")[0]) from None
 
     def __init__(self) -> None:
-        encoder.load(embedding_model.onnx_file(settings.precision))
+        with started_threads(1, "load") as pool:  # whose niceness ONNX Runtime's own threads take over
+            pool.submit(encoder.load, embedding_model.onnx_file(settings.precision)).result()
 
     @bentoml.on_startup
     async def start(self) -> None:

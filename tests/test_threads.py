@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from embedder.threads import NICENESS, started_threads
-from tests.server import ROOT
+from tests.server import ROOT, Server, until
 
 
 def test_all_run_before_there_is_work() -> None:
@@ -27,6 +28,22 @@ def test_they_give_way_to_the_thread_that_started_them() -> None:
     theirs = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
     pool.shutdown()
     assert (theirs, os.getpriority(os.PRIO_PROCESS, 0)) == (ours + NICENESS, ours)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes have a niceness, not threads")
+def test_all_that_computes_in_a_worker_gives_way_to_its_event_loop(server: Server) -> None:
+    """Decoding threads, those that call the network, and ONNX Runtime's own, one less than an image has."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    cores = len(os.sched_getaffinity(0))
+    computing = max(4, cores) + (cores + 1) + (min(cores, 4) - 1)
+
+    def niceness(worker: int) -> list[int]:
+        threads = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
+        return [os.getpriority(os.PRIO_PROCESS, thread) - ours for thread in threads]
+
+    for worker in server.workers():
+        until(lambda worker=worker: niceness(worker).count(NICENESS) == computing)  # type: ignore[misc]
+        assert os.getpriority(os.PRIO_PROCESS, worker) == ours  # the event loop's
 
 
 def test_where_they_can_not_be_started_that_is_said_and_nobody_waits() -> None:
