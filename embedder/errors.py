@@ -212,3 +212,9 @@ class InternalError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("internal error; the service's log has the details")
+
+
+def bare(error: EmbedderError) -> EmbedderError:
+    """`error` without the frames that it came through: they hold bodies and images, which count no more."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

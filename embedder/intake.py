@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import takewhile
 from time import perf_counter
@@ -26,7 +26,7 @@ from embedder import metrics
 from embedder.cache import Embedding, EmbeddingCache
 from embedder.data_url import is_data_url, read_data_url
 from embedder.decode import Picture, decode_picture, first_picture
-from embedder.errors import EmbedderError, InternalError, Overloaded, TooManyPixels
+from embedder.errors import EmbedderError, InternalError, Overloaded, TooManyPixels, bare
 from embedder.fetch import Fetcher
 from embedder.memory import DecodingMemory, HeldBytes, Hold
 from embedder.threads import started_threads
@@ -34,6 +34,7 @@ from embedder.threads import started_threads
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # A fetch that takes longer waits for its origin, and computes nothing meanwhile.
 SLOW_FETCH_S = 0.25
@@ -95,15 +96,15 @@ class Intake:
         self._decoders: ThreadPoolExecutor
         self.in_flight_images = 0
         """From their admission until their answer is written."""
-        self._fetching_since_s: dict[Hold, float] = {}
+        self._fetching_since_s: dict[_Flight, float] = {}
         """When each fetch under way began, on the event loop's clock, in that order."""
         self._flights: dict[str, _Flight] = {}
 
     def busy_images(self) -> int:
         """How many are in work, without those whose origin keeps them waiting."""
-        slow = asyncio.get_running_loop().time() - SLOW_FETCH_S
-        waiting = sum(1 for _ in takewhile(lambda since_s: since_s < slow, self._fetching_since_s.values()))
-        return self.in_flight_images - waiting
+        slow_s = asyncio.get_running_loop().time() - SLOW_FETCH_S
+        slow = takewhile(lambda fetch: fetch[1] < slow_s, self._fetching_since_s.items())
+        return self.in_flight_images - sum(flight.waiting for flight, _ in slow)
 
     async def start(self) -> None:
         self._decoders = started_threads(self._decode_threads, "decode")
@@ -183,7 +184,7 @@ class Intake:
             with self._held_bytes.hold() as hold:
                 return await work(source, hold)
         except EmbedderError as error:
-            return error
+            return bare(error)
         except MemoryError:  # what other images hold is about to come back
             return Overloaded("there is no memory for the image now")
         except Exception:  # a bug that one image met: its neighbours must not pay for it
@@ -191,11 +192,12 @@ class Intake:
             return InternalError()
 
     async def _of_url(self, url: str, hold: Hold) -> Outcome:
-        self._fetching_since_s[hold] = asyncio.get_running_loop().time()
+        flight = self._flights[url]
+        self._fetching_since_s[flight] = asyncio.get_running_loop().time()
         try:
             data = await self._fetcher.fetch(url, hold)
         finally:
-            del self._fetching_since_s[hold]
+            del self._fetching_since_s[flight]
         return await self._of_bytes(self._known_or_decoded, data)
 
     async def _of_data_url(self, url: str, hold: Hold) -> Outcome:
@@ -205,15 +207,32 @@ class Intake:
     async def _of_bytes(self, work: Callable[[T, float], Outcome | _Postponed], argument: T) -> Outcome:
         arrived_s = perf_counter()
         # The one crossing from the event loop to the decoding threads, but for what has to wait for memory.
-        outcome = await asyncio.get_running_loop().run_in_executor(self._decoders, work, argument, arrived_s)
+        outcome = await self._on_thread(work, argument, arrived_s)
         if not isinstance(outcome, _Postponed):
             return outcome
         size = outcome.picture.decoding_bytes
         await self._decoding_memory.take(size)
-        decoding = self._decoders.submit(_decoded, outcome.picture, arrived_s)
-        # Not when the request is given up: a thread can't be.
-        decoding.add_done_callback(lambda _: self._decoding_memory.give_back(size))
-        return Image(await asyncio.wrap_future(decoding), outcome.key)
+        pixels = await self._on_thread(
+            _decoded, outcome.picture, arrived_s, then=lambda _: self._decoding_memory.give_back(size)
+        )
+        return Image(pixels, outcome.key)
+
+    async def _on_thread(
+        self,
+        work: Callable[[T, float], R],
+        argument: T,
+        arrived_s: float,
+        *,
+        then: Callable[[Future[R]], None] = lambda _: None,
+    ) -> R:
+        """`work`, on a decoding thread; `then` when that is done, which may be after this is given up."""
+        given = [argument]
+        done = self._decoders.submit(lambda: work(given.pop(), arrived_s))
+        done.add_done_callback(then)
+        try:
+            return await asyncio.wrap_future(done)
+        finally:
+            given.clear()  # what is given up stays in the pool's queue until its turn, and counts no more
 
     def _read_and_decoded(self, url: str, arrived_s: float) -> Outcome | _Postponed:
         return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes), arrived_s)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 
@@ -16,7 +19,14 @@ from prometheus_client import REGISTRY
 
 from embedder.addresses import AddressPolicy
 from embedder.cache import EmbeddingCache
-from embedder.errors import FetchFailed, FetchTimeout, Overloaded, TooManyPixels, UnsupportedFormat
+from embedder.errors import (
+    FetchFailed,
+    FetchTimeout,
+    Overloaded,
+    RequestError,
+    TooManyPixels,
+    UnsupportedFormat,
+)
 from embedder.fetch import Fetcher
 from embedder.intake import Image, Intake
 from embedder.memory import MAX_QUEUE, DecodingMemory, HeldBytes
@@ -140,13 +150,14 @@ async def test_an_image_that_waits_for_a_slow_origin_is_in_work_but_not_busy(
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     async with intake(origin) as desk:
-        slow = asyncio.ensure_future(in_task(desk, origin.url("/gate.jpg")))
+        # However many wait for it, in one request or in several.
+        slow = [asyncio.ensure_future(in_task(desk, *[origin.url("/gate.jpg")] * count)) for count in (1, 2)]
         await gate.arrival()
         while desk.busy_images():  # noqa: ASYNC110 - no event tells when a fetch counts as slow
             await asyncio.sleep(0.01)
-        assert desk.in_flight_images == 1
+        assert desk.in_flight_images == 3
         gate.open()
-        assert isinstance((await slow)[0], Image)
+        assert [type((await images)[0]) for images in slow] == [Image, Image]
         assert (desk.busy_images(), desk.in_flight_images) == (0, 0)
 
 
@@ -276,6 +287,64 @@ async def test_bytes_are_held_while_an_image_is_in_work_and_no_longer(origin: Or
         waiting.cancel()
         await gate.departure()
         assert held.total_bytes == 0
+
+
+LARGE = 900_000
+
+
+async def allocated_bytes(made: Callable[[], Awaitable[object]]) -> int:
+    """How much more memory is taken after `made`, while its result is kept."""
+    await made()  # once for what is only made once
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = await made()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] if kept is not None else 0
+    finally:
+        tracemalloc.stop()
+
+
+async def test_the_error_of_an_image_does_not_keep_the_image(origin: Origin, photo: bytes) -> None:
+    damaged = photo[:1000] + bytes(LARGE)
+    origin.serve("/damaged.jpg", damaged)
+    origin.serve("/too-large.jpg", photo + bytes(1_000_000))
+    origin.serve("/foreign.svg", b"<svg>" + bytes(LARGE))
+    urls = [origin.url(path) for path in ("/damaged.jpg", "/too-large.jpg", "/foreign.svg")]
+    async with intake(origin) as desk:
+
+        async def outcomes() -> object:
+            outcomes = await in_task(desk, *urls, data_url(damaged), data_url(b"x" * LARGE))
+            assert all(isinstance(outcome, RequestError) for outcome in outcomes)
+            return outcomes
+
+        assert await allocated_bytes(outcomes) < LARGE // 2
+
+
+async def test_what_is_given_up_before_its_turn_is_not_kept(origin: Origin, photo: bytes) -> None:
+    busy = threading.Event()
+    async with intake(origin) as desk:
+        for _ in range(2):
+            desk._decoders.submit(busy.wait)
+
+        async def given_up() -> object:
+            urls = [data_url(photo + bytes([number]) * (LARGE // 2)) for number in range(8)]
+            task = asyncio.get_running_loop().create_task(_admit(desk, tuple(urls)))
+            before = desk._decoders._work_queue.qsize()
+            while desk._decoders._work_queue.qsize() < before + len(urls):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(10):  # turns of the loop, in which what was cancelled ends
+                await asyncio.sleep(0)
+            assert desk.in_flight_images == 0
+            return ()
+
+        try:
+            assert await allocated_bytes(given_up) < LARGE // 2
+        finally:
+            busy.set()
 
 
 async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for_others(

@@ -37,6 +37,7 @@ from embedder.errors import (
     Overloaded,
     ServiceError,
     Unauthorized,
+    bare,
 )
 from embedder.intake import Image, Intake, Outcome
 from embedder.memory import HeldBytes, Hold
@@ -121,10 +122,13 @@ class RouteRequest(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML's SDK
     async def _admit(cls, request: Request) -> Sequence[Outcome] | EmbedderError:
         try:
             with cls.wiring.held_bytes.hold() as hold:
-                body = await _read_json(request, hold, cls.wiring)
-                return await cls.wiring.intake.admit(cls.sources(body))
+                # Without a name for the body: what else is in it takes memory until nothing holds it.
+                sources = cls.sources(await _read_json(request, hold, cls.wiring))
+                # One character beyond ASCII makes each of a text take up to four bytes.
+                hold.add(3 * sum(len(source) for source in sources if not source.isascii()))
+                return await cls.wiring.intake.admit(sources)
         except EmbedderError as error:
-            return _bare(error)
+            return bare(error)
         except MemoryError:
             return Overloaded("there is no memory for the request now")
         except Exception:  # a bug: BentoML would answer in a shape that is not ours
@@ -200,12 +204,6 @@ def _count(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, EmbedderError):
             metrics.image_errors.labels(outcome.code).inc()
-
-
-def _bare(error: EmbedderError) -> EmbedderError:
-    """`error` without the frames that it came through, which hold on to a body that counts no more."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 async def _read_json(request: Request, hold: Hold, wiring: Wiring) -> dict[str, Any]:  # Any: JSON
