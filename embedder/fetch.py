@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from yarl import URL
 
 from embedder import metrics
@@ -107,7 +108,7 @@ class Fetcher:
     async def start(self) -> None:
         self._stalls.start()
         self._resolver = _GuardedResolver(self._make_resolver(), self._urls.addresses)
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             resolver=self._resolver,
             socket_factory=self._open_socket,
             limit=self._max_connections,
@@ -266,6 +267,40 @@ class Fetcher:
         if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
             return FetchFailed(_UNREACHABLE)
         return FetchFailed("the image's server broke off or did not speak HTTP")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps no more idle connections than may be in use: `limit` of them.
+
+    aiohttp's own limits count those in use only, and each name of a wildcard domain would keep one for a
+    quarter of a minute. The one that was idle longest is closed: if it were the newest, a crowd of names, 17
+    in a second, would leave no room for those of a CDN; so it must come hundreds of times between two uses of
+    one. What is overridden here is private to aiohttp: the tests fail when it is not called any more.
+    """
+
+    def __init__(self, *, limit: int, **options: Any) -> None:  # Any: TCPConnector's own
+        super().__init__(limit=limit, **options)
+        # By their last release. Those in use again stay here until they are pushed out, which closes no one.
+        self._kept: dict[ResponseHandler, ConnectionKey] = {}
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        super()._release(key, protocol, should_close=should_close)
+        self._kept.pop(protocol, None)
+        if protocol.transport is None:  # it was closed, not kept
+            return
+        self._kept[protocol] = key
+        if len(self._kept) > self.limit:
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        protocol = next(iter(self._kept))
+        key = self._kept.pop(protocol)
+        idle = self._conns.get(key)
+        if idle and idle[0][0] is protocol:  # those of one host are in the same order
+            idle.popleft()
+            if not idle:
+                del self._conns[key]
+            protocol.close()
 
 
 @dataclass

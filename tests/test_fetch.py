@@ -1109,6 +1109,54 @@ async def test_all_hosts_together_get_no_more_than_max_connections(origin: Origi
         await cancelled([last])
 
 
+async def test_no_more_connections_stay_idle_than_may_be_in_use(origin: Origin) -> None:
+    hosts = [f"{number}.test" for number in range(20)]
+    names = {host: [origin.host] for host in hosts}
+    async with fetching(origin, names=names, max_connections=4) as fetcher:
+        for host in hosts:
+            assert await fetcher.fetch(origin.url("/cat.jpg", host=host)) == CAT
+        await until(lambda: origin.connections.open == 4)
+        for host in hosts[-4:]:  # of these connections none needs to be made again
+            assert await fetcher.fetch(origin.url("/cat.jpg", host=host)) == CAT
+        assert (origin.connections.open, origin.connections.accepted) == (4, len(hosts))
+
+
+async def test_a_crowd_of_names_ends_no_idle_connection_that_was_used_in_between(origin: Origin) -> None:
+    crowd = [f"{number}.test" for number in range(20)]
+    names = {host: [origin.host] for host in [*crowd, "cdn.test"]}
+    async with fetching(origin, names=names, max_connections=4) as fetcher:
+        for host in crowd:  # it was there first
+            await fetcher.fetch(origin.url("/dog.png", host=host))
+        for host in crowd:
+            await fetcher.fetch(origin.url("/cat.jpg", host="cdn.test"))
+            await fetcher.fetch(origin.url("/dog.png", host=host))
+    assert len({request.connection for request in origin.requests if request.path == "/cat.jpg"}) == 1
+
+
+async def test_idle_connections_that_are_pushed_out_leave_those_in_use_alone(origin: Origin) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        entered.set()
+        await until(leave.is_set)
+        await says(with_length(CAT))(reader, writer)
+
+    origin.raw("/wait", wait, keep_alive=True)
+    crowd = [f"{number}.test" for number in range(10)]
+    names = {host: [origin.host] for host in [*crowd, "slow.test"]}
+    async with fetching(origin, names=names, max_connections=2) as fetcher:
+        # Its connection was idle before, longer than all that come after it.
+        await fetcher.fetch(origin.url("/cat.jpg", host="slow.test"))
+        slow = asyncio.ensure_future(fetcher.fetch(origin.url("/wait", host="slow.test")))
+        await until(entered.is_set)
+        for host in crowd:
+            assert await fetcher.fetch(origin.url("/cat.jpg", host=host)) == CAT
+        leave.set()
+        assert await slow == CAT
+    first, second = (request for request in origin.requests if "slow.test" in request.headers["host"])
+    assert first.connection == second.connection
+
+
 @contextlib.contextmanager
 def black_holes(*hosts: str) -> Iterator[int]:
     """A port that takes SYNs at these addresses and never answers: its queue is full."""
