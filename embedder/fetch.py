@@ -340,7 +340,8 @@ class _OneAnswer(ResponseHandler):
     def feed_data(self, data: tuple[Any, Any], size: int = 0) -> None:
         head, _ = data
         self._heads += 1 + MAX_HEADS * self._answered
-        self._answered = head.code >= 200
+        # Any but an interim one, as aiohttp has it: of those below 200, "switching protocols" and 000 to 099.
+        self._answered = head.code == 101 or not 100 <= head.code < 200
         super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:

@@ -888,6 +888,29 @@ async def test_an_answer_on_an_idle_connection_answers_nobody(origin: Origin) ->
         assert await fetcher.fetch(origin.url("/dog.png")) == DOG
 
 
+@pytest.mark.parametrize("every_s", [0.0, 0.05], ids=["at once", "later"])
+@pytest.mark.parametrize("status", ["000", "099", "101", "204", "404"])
+async def test_an_answer_behind_one_without_a_body_answers_nobody(
+    origin: Origin, status: str, every_s: float
+) -> None:
+    over = asyncio.get_running_loop().create_future()
+    first = f"HTTP/1.1 {status} Status\r\nContent-Length: 0\r\n\r\n".encode()
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if every_s:
+            await says(first, with_length(DOG), every_s=every_s)(reader, writer)
+        else:
+            await says(first + with_length(DOG))(reader, writer)
+        over.get_loop().call_soon_threadsafe(over.set_result, None)
+
+    origin.raw("/twice", twice, keep_alive=True)
+    async with fetching(origin) as fetcher:
+        kind, code, _ = await outcome(fetcher.fetch(origin.url("/twice")))
+        assert (kind, code) == (FetchFailed, "fetch_failed")
+        await over
+        assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+
+
 # Bytes.
 
 
