@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 from ipaddress import IPv4Address, ip_address, ip_network
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -1023,14 +1023,88 @@ def test_a_semicolon_at_the_end_of_a_redirects_path_is_kept(location: str, targe
         "\\\\example.org\\",
         "//-",
         "//./",
-        ".x://example.org:.y/",
-        "1http://example.org:x/",
+        # RFC 3986 section 5.4
+        "g:h",
+        "http:g",
     ],
     ids=ascii,
 )
 def test_a_redirect_to_what_admit_refuses_is_refused(location: str) -> None:
     with pytest.raises(URLNotAllowed):
         POLICY.follow(BASE, location)
+
+
+@pytest.mark.parametrize(
+    ("base", "location", "target"),
+    [
+        ("/a%20b/old", "cat.jpg", "/a%20b/cat.jpg"),
+        ("/a%20b/old", "?c%20d", "/a%20b/old?c%20d"),
+        ("/a%20b/old?x=%2F", "", "/a%20b/old?x=%2F"),
+        ("/a%20b/old?x=%2F", "#y", "/a%20b/old?x=%2F"),
+        ("/a%20b/c/old", "../cat.jpg", "/a%20b/cat.jpg"),
+        ("/image/fetch/https%3A%2F%2Fexample.org%2Fd/old", "cat.jpg",
+         "/image/fetch/https%3A%2F%2Fexample.org%2Fd/cat.jpg"),
+        ("/image/fetch/https%3A%2F%2Fexample.org%2Fd/old", "../cat.jpg", "/image/fetch/cat.jpg"),
+        ("/a%3Fb/old", "cat.jpg", "/a%3Fb/cat.jpg"),
+        ("/a%3fb/old", "cat.jpg", "/a%3fb/cat.jpg"),
+        ("/a%23b/c", "d", "/a%23b/d"),
+        ("/a%2Fb/c", "d", "/a%2Fb/d"),
+        ("/a%2Fb/c", "../d", "/d"),
+        ("/a/b%2F", "c", "/a/c"),
+        ("/%2E%2E%2Fa/c", "d", "/%2E%2E%2Fa/d"),
+        ("/a%5Cb/c", "d", "/a%5Cb/d"),
+        ("/%0d%0aX:1/c", "d", "/%0d%0aX:1/d"),
+        ("/%25zz/c", "d", "/%25zz/d"),
+        ("/%ff/c", "d", "/%ff/d"),
+        ("/f_auto%2Cw_100/é/c", "d", "/f_auto%2Cw_100/%C3%A9/d"),
+        ("/a//b", "c", "/a//c"),
+        ("//a/b", "c", "//a/c"),
+        ("", "c", "/c"),
+        ("/a?b/c", "d", "/d"),
+        ("/a/b", "c%2Fd/%2e%2e/e", "/a/e"),
+    ],
+)  # fmt: skip
+def test_a_redirect_keeps_the_escapes_of_the_folder_it_comes_from(
+    base: str, location: str, target: str
+) -> None:
+    url = POLICY.follow(POLICY.admit(f"http://example.org{base}"), location)
+    assert str(url) == f"http://example.org{target}"
+    assert_everybody_reads(url)
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        (".a:b", "http://a/b/c/.a:b"),
+        ("..:80", "http://a/b/c/..:80"),
+        ("+a:b", "http://a/b/c/+a:b"),
+        ("1http://example.org:x/", "http://a/b/c/1http://example.org:x/"),
+        (".x://example.org:.y/", "http://a/b/c/.x://example.org:.y/"),
+        (":80", "http://a/b/c/:80"),
+        ("é:b", "http://a/b/c/%C3%A9:b"),
+        ("a/b:c", "http://a/b/c/a/b:c"),
+    ],
+)
+def test_a_colon_behind_what_is_no_scheme_makes_no_absolute_url(location: str, target: str) -> None:
+    url = POLICY.follow(BASE, location)
+    assert str(url) == target
+    assert_everybody_reads(url)
+
+
+SEGMENTS = st.lists(
+    st.sampled_from(["a", "b:c", "%2F", "a%3Fb", "%23", "a%20b", "%25"]), min_size=1, max_size=4
+)
+DOTTED = st.lists(st.sampled_from(["d", "e%2Ff", "%3F", ".", ".."]), max_size=6)
+
+
+@given(SEGMENTS, st.sampled_from(["", "/"]), DOTTED, st.sampled_from(["", "?g", "?g=%2F/../h"]))
+@settings(deadline=None, max_examples=200)
+def test_a_relative_redirect_leads_where_pythons_urljoin_says(
+    base: list[str], root: str, path: list[str], query: str
+) -> None:
+    url = f"http://example.org/{'/'.join(base)}?i"
+    location = root + "/".join(path) + query
+    assert str(POLICY.follow(POLICY.admit(url), location)) == urljoin(url, location)
 
 
 @pytest.mark.parametrize(
