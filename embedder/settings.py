@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Any
 
 from embedder.addresses import Network
@@ -84,11 +84,31 @@ def _items(text: str) -> list[str]:
 
 
 def _host_globs(text: str) -> tuple[str, ...]:
-    glob = _matching(r"[a-z0-9.*?_:-]+")
-    globs = tuple(glob(item.lower().removesuffix(".")) for item in _items(text))
+    globs = tuple(_host_glob(item.lower()) for item in _items(text))
     if text and not globs:  # "$HOSTS,$MORE" with both unset must not mean any host
         raise ValueError(text)
     return globs
+
+
+def _host_glob(text: str) -> str:
+    """One that some host of a URL can match: without a port, and an IPv6 address as Python writes it."""
+    if ":" in text:
+        return _ipv6_glob(text)
+    name = text.removesuffix(".")
+    label = "[a-z0-9_*?]([a-z0-9_*?-]*[a-z0-9_*?])?"
+    if not re.fullmatch(rf"{label}(\.{label})*", name):
+        raise ValueError(text)
+    if name != text and not re.search("[a-z0-9]", name):  # "*.$DOMAIN" that is unset must not mean any host
+        raise ValueError(text)
+    return name
+
+
+def _ipv6_glob(text: str) -> str:
+    if not re.fullmatch("[0-9a-f:.*?]+", text) or re.fullmatch("[^:]*:[0-9]*", text):  # a name, or a port
+        raise ValueError(text)
+    if not re.search("[*?]", text) and str(IPv6Address(text)) != text:
+        raise ValueError(text)
+    return text
 
 
 def _ports(text: str) -> frozenset[int]:

@@ -372,6 +372,10 @@ def test_a_refused_key_does_not_end_up_in_the_log() -> None:
         ("xn--bcher-kva.example", ("xn--bcher-kva.example",)),
         ("10.0.0.7,2606:4700:4700::1111", ("10.0.0.7", "2606:4700:4700::1111")),
         ("my_host", ("my_host",)),
+        ("*", ("*",)),  # whoever writes it means it
+        ("*.example.org.", ("*.example.org",)),
+        ("*.*,*-img*.example.org", ("*.*", "*-img*.example.org")),
+        ("2606:*,*::1,::,FD00::?:*", ("2606:*", "*::1", "::", "fd00::?:*")),
     ],
 )
 def test_hosts_are_lower_case_globs_without_the_roots_dot(text: str, hosts: tuple[str, ...]) -> None:
@@ -395,6 +399,25 @@ def test_hosts_are_lower_case_globs_without_the_roots_dot(text: str, hosts: tupl
         "!a",
         "a.example\nb.example",
         "ｅxample.org",
+        "a..b",
+        ".a",
+        ".*",
+        "*..example.org",
+        "example.org..",
+        "-a.example",
+        "*-.example.org",
+        "example.org:443",
+        "example.org:",
+        "*.example.org:8080",
+        "*:8080",
+        "*:",
+        "10.0.0.7:80",
+        "cafe:80",
+        "::1.",
+        "2606:4700:0:0:0:0:0:1",
+        "2606:4700",
+        "::g",
+        "fe80::1%1",
     ],
 )
 def test_what_can_never_match_a_host_is_refused(text: str) -> None:
@@ -404,6 +427,12 @@ def test_what_can_never_match_a_host_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", [",", " , ,"])
 def test_a_list_of_hosts_with_nothing_but_commas_is_refused_and_does_not_mean_any_host(text: str) -> None:
     # "$A,$B" with both unset: who wrote it wanted a limit.
+    assert "host names" in refusal("EMBEDDER_ALLOWED_HOSTS", text)
+
+
+@pytest.mark.parametrize("text", ["*.", "a.example,*.", "?*.", "*.*."])
+def test_a_wildcard_before_nothing_but_the_roots_dot_is_refused_and_does_not_mean_any_host(text: str) -> None:
+    # "*.$DOMAIN" with DOMAIN unset.
     assert "host names" in refusal("EMBEDDER_ALLOWED_HOSTS", text)
 
 
