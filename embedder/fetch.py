@@ -71,6 +71,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # One sentence for refused, unresolvable, unroutable and forbidden addresses: a client must not learn
 # from the answer what stands inside the network.
 _UNREACHABLE = "the image's server can't be reached"
+# No descriptor or memory is left for a socket, in this process or on this machine.
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 OpenSocket = Callable[[int, int, int], socket.socket]
 """`socket.socket`, or a stand-in: (family, type, protocol) → an unconnected socket."""
@@ -137,7 +139,8 @@ class Fetcher:
         """The body behind the URL `text`: at most `max_bytes`, beginning like an image, counted in `hold`.
 
         Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Overloaded when
-        `hold` has no room for it, or when it was this process that took the time; Draining after `close`.
+        `hold` has no room for it, or the process none for a connection, or when it was this process that took
+        the time; Draining after `close`.
         Waiting for a connection counts as part of `timeout_s`; so do all redirects.
         """
         url = self._urls.admit(text)
@@ -250,7 +253,7 @@ class Fetcher:
             raise PermissionError(errno.EACCES, "address not allowed")
         return self._new_socket(family, kind, protocol)
 
-    def _translated(self, exc: Exception) -> FetchFailed | FetchTimeout:
+    def _translated(self, exc: Exception) -> FetchFailed | FetchTimeout | Overloaded:
         """What a client is told of an error of aiohttp's or the system's."""
         if isinstance(exc, aiohttp.ConnectionTimeoutError):
             return FetchTimeout(
@@ -264,6 +267,8 @@ class Fetcher:
             return FetchFailed(f"the certificate of the image's server is not valid: {reason}")
         if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError):
             return FetchFailed("the TLS connection to the image's server failed")
+        if isinstance(exc, aiohttp.ClientConnectorError) and exc.errno in _NO_ROOM:
+            return Overloaded("the service has no room for another connection now")
         if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
             return FetchFailed(_UNREACHABLE)
         return FetchFailed("the image's server broke off or did not speak HTTP")
@@ -436,13 +441,16 @@ def _is_this_machines(address: Address) -> bool:
     """Whether `address` is one of this machine's: it may be public, but it leads inside.
 
     An address can be bound exactly when it is the machine's own: any of any interface's, and those of whole
-    networks that are routed to the machine. No packet is sent. Where that can't be found out (no descriptor
-    is left, net.ipv4.ip_nonlocal_bind is on) the answer is yes: nothing is dialled.
+    networks that are routed to the machine. No packet is sent. Where that can't be found out
+    (net.ipv4.ip_nonlocal_bind is on) the answer is yes: nothing is dialled. Nor is it when there is no room
+    for a socket, which is raised.
     """
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((str(address), 0))
     except OSError as exc:
+        if exc.errno in _NO_ROOM:
+            raise
         return exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
     return True

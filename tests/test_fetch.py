@@ -85,6 +85,7 @@ BUFFERED_BYTES = 16_000_000
 SHORT_S = 0.4
 SOON_S = 2.0
 UNREACHABLE = (FetchFailed, "fetch_failed", "the image's server can't be reached")
+NO_ROOM = (Overloaded, "overloaded", "the service has no room for another connection now")
 BROKEN = (FetchFailed, "fetch_failed", "the image's server broke off or did not speak HTTP")
 
 
@@ -589,16 +590,46 @@ def test_the_machines_own_addresses_are_recognised() -> None:
     assert not _is_this_machines(ip_address("192.0.2.1"))
 
 
-def test_an_address_never_counts_as_foreign_when_it_cannot_be_looked_at() -> None:
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        with contextlib.suppress(OSError):  # not dialled either
-            assert _is_this_machines(ip_address("127.0.0.1"))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_address_never_counts_as_foreign_when_it_cannot_be_looked_at() -> None:
+    with no_descriptor_left(), pytest.raises(OSError, match="Too many open files"):
+        _is_this_machines(ip_address("127.0.0.1"))
+
+
+@pytest.mark.parametrize("host", ["outside.test", PUBLIC])
+async def test_an_address_that_cannot_be_looked_at_is_not_dialled_and_no_fault_of_the_origin(
+    host: str,
+) -> None:
+    names, dialler = {"outside.test": [PUBLIC]}, Dialler()
+    async with fetching(networks=(), ports=[80], names=names, dialler=dialler) as fetcher:
+        with no_descriptor_left():
+            got = await outcome(fetcher.fetch(f"http://{host}/cat.jpg"))
+    assert got == NO_ROOM
+    assert (dialler.opened, dialler.dialled) == ([], [])
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.parametrize("answer", [[PUBLIC], [PUBLIC, "2606:4700:4700::1111"]])
+async def test_a_socket_that_there_is_no_room_for_is_no_fault_of_the_origin(
+    answer: list[str], code: int
+) -> None:
+    def full(family: int, kind: int, protocol: int) -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    names = {"outside.test": answer}
+    async with fetching(networks=(), ports=[80], names=names, dialler=full) as fetcher:
+        assert await outcome(fetcher.fetch("http://outside.test/cat.jpg")) == NO_ROOM
 
 
 # Redirects.
