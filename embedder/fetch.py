@@ -14,7 +14,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import IPv4Address, ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -119,8 +118,6 @@ class Fetcher:
             # it would dial the others again.
             interleave=MAX_ADDRESSES_PER_NAME,
         )
-        one_answer = partial(_OneAnswer, loop=asyncio.get_running_loop())
-        connector._factory = one_answer  # type: ignore[assignment]  # a partial of a subclass is not one
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=_HEADERS,
@@ -275,7 +272,7 @@ class Fetcher:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps no more idle connections than may be in use: `limit` of them.
+    """Makes connections that carry `_OneAnswer`, and keeps no more idle than may be in use: `limit` of them.
 
     aiohttp's own limits count those in use only, and each name of a wildcard domain would keep one for a
     quarter of a minute. The one that was idle longest is closed: if it were the newest, a crowd of names, 17
@@ -283,10 +280,24 @@ class _Connector(aiohttp.TCPConnector):
     one. What is overridden here is private to aiohttp: the tests fail when it is not called any more.
     """
 
-    def __init__(self, *, limit: int, **options: Any) -> None:  # Any: TCPConnector's own
+    def __init__(self, *, limit: int, **options: Any) -> None:  # Any: passed on
         super().__init__(limit=limit, **options)
         # By their last release. Those in use again stay here until they are pushed out, which closes no one.
         self._kept: dict[ResponseHandler, ConnectionKey] = {}
+
+    async def _wrap_create_connection(
+        self,
+        *factory: Any,
+        **options: Any,  # Any: passed on
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        protocol = _OneAnswer(asyncio.get_running_loop())
+        try:
+            return await super()._wrap_create_connection(lambda: protocol, **options)
+        except BaseException:
+            # It may be there although the fetch was cancelled: both in one turn of the event loop. That waits
+            # half a minute for the peer's farewell then, or writes to a socket that it has closed (uvloop).
+            protocol.abort()
+            raise
 
     def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         super()._release(key, protocol, should_close=should_close)

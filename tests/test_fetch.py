@@ -31,6 +31,7 @@ from pathlib import Path
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+import embedder.fetch
 from embedder.addresses import AddressPolicy, Network
 from embedder.errors import (
     Draining,
@@ -50,6 +51,7 @@ from embedder.fetch import (
     Fetcher,
     OpenSocket,
     _is_this_machines,
+    _OneAnswer,
 )
 from embedder.urls import URLPolicy
 from tests.answers import (
@@ -1355,6 +1357,8 @@ class Job:
     ports: list[int] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
     names: dict[str, list[str]] = field(default_factory=dict)
+    cancelled_when_connected: bool = False
+    """Cancel each fetch in the turn of the event loop in which its connection is made."""
     canaries: list[str] = field(default_factory=list)
     """Addresses to serve /cat.jpg at; "{port}" in `urls` is their port."""
 
@@ -1382,6 +1386,17 @@ def run_job(job: Job, *, within: Sequence[str] = (), environ: Mapping[str, str] 
     return JobResult(outcomes, result["canary_connections"], done.stderr)
 
 
+def cancel_when_connected(fetch: asyncio.Future[Outcome]) -> None:
+    """In a process of its own: it is for good."""
+
+    class Cancelling(_OneAnswer):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            fetch.cancel()
+
+    embedder.fetch._OneAnswer = Cancelling  # type: ignore[misc]
+
+
 async def work(job: Job) -> JobResult:
     with contextlib.ExitStack() as stack:
         canaries: list[Origin] = []
@@ -1394,7 +1409,13 @@ async def work(job: Job) -> JobResult:
         async with fetching(*canaries, ports=job.ports, networks=networks, names=job.names) as fetcher:
             for url in job.urls:
                 url = url.replace("{port}", str(canaries[0].port if canaries else 0))
-                kind, code, text = await outcome(fetcher.fetch(url))
+                fetch = asyncio.ensure_future(outcome(fetcher.fetch(url)))
+                if job.cancelled_when_connected:
+                    cancel_when_connected(fetch)
+                try:
+                    kind, code, text = await fetch
+                except asyncio.CancelledError:
+                    kind, code, text = asyncio.CancelledError, "", ""
                 outcomes.append((kind.__name__, code, text))
         return JobResult(outcomes, sum(canary.connections.accepted for canary in canaries))
 
@@ -1656,6 +1677,33 @@ def test_what_is_cut_off_over_tls_is_not_waited_for(on_uvloop: bool, certificate
         sender.join()
     assert [kind for kind, _, _ in result.outcomes] == ["ImageTooLarge"]
     assert sent_bytes < BUFFERED_BYTES
+
+
+def test_a_connection_that_is_made_as_its_fetch_is_cancelled_is_cut(
+    on_uvloop: bool, certificates: Certificates
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.good)
+
+    def say_no_farewell(listener: socket.socket) -> None:
+        peer = context.wrap_socket(listener.accept()[0], server_side=True, do_handshake_on_connect=False)
+        with contextlib.suppress(OSError):
+            peer.do_handshake()
+        with socket.socket(fileno=peer.detach()) as silent, contextlib.suppress(OSError):
+            while silent.recv(65536):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        waiting = threading.Thread(target=say_no_farewell, args=[listener])
+        waiting.start()
+        port = listener.getsockname()[1]
+        job = Job(on_uvloop, [f"https://127.0.0.1:{port}/"], ports=[port], networks=["127.0.0.0/8"])
+        job.cancelled_when_connected = True
+        # It asserts that no socket stays.
+        result = run_job(job, environ={"SSL_CERT_FILE": str(certificates.authority)})
+        waiting.join()
+    assert result.outcomes == [("CancelledError", "", "")]
+    assert result.stderr == ""
 
 
 def test_a_redirect_may_go_up_to_https_but_not_down(
