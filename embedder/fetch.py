@@ -202,11 +202,13 @@ class Fetcher:
                     response.close()
 
     def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
-        location = response.headers.get("Location")
-        if location is None:
+        locations = set(response.headers.getall("Location", []))
+        if not locations:
             raise FetchFailed(f"the image's server answered {response.status} without a Location")
+        if len(locations) > 1:
+            raise FetchFailed(f"the image's server answered {response.status} with different Locations")
         try:
-            target = self._urls.follow(url, location)
+            target = self._urls.follow(url, locations.pop())
         except URLNotAllowed as exc:
             raise FetchFailed(f"the image's server redirects to a URL that is not allowed: {exc}") from exc
         if url.scheme == "https" and target.scheme == "http":

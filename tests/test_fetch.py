@@ -753,6 +753,23 @@ async def test_a_redirect_without_a_location_is_a_failure(origin: Origin) -> Non
     assert got == (FetchFailed, "fetch_failed", "the image's server answered 302 without a Location")
 
 
+@pytest.mark.parametrize("second", ["/dog.png", "/cat.jpg#", ""])
+async def test_a_redirect_with_two_different_locations_is_a_failure(origin: Origin, second: str) -> None:
+    head = f"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\nLocation: {second}\r\nContent-Length: 0\r\n\r\n"
+    origin.raw("/old", says(head.encode()))
+    async with fetching(origin) as fetcher:
+        got = await outcome(fetcher.fetch(origin.url("/old")))
+    assert got == (FetchFailed, "fetch_failed", "the image's server answered 302 with different Locations")
+    assert len(origin.requests) == 1
+
+
+async def test_a_location_that_is_sent_twice_is_one(origin: Origin) -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\nlocation:  /cat.jpg\r\nContent-Length: 0\r\n\r\n"
+    origin.raw("/old", says(head))
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/old")) == CAT
+
+
 @pytest.mark.parametrize("location", ["", "/old", "#", "?"])
 async def test_a_redirect_to_itself_ends(origin: Origin, location: str) -> None:
     origin.redirect("/old", location)
