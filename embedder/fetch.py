@@ -428,13 +428,21 @@ class _GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        answers = await self._resolver.resolve(host, port, family)
-        if len(answers) > MAX_ADDRESSES_PER_ANSWER:
-            raise OSError(errno.EMSGSIZE, "the name has too many addresses")
-        vouched = [a for a in answers if self._addresses.vouched_for(ip_address(a["host"]))]
+        try:
+            answers = await self._resolver.resolve(host, port, family)
+            if len(answers) > MAX_ADDRESSES_PER_ANSWER:
+                raise OSError(errno.EMSGSIZE, "the name has too many addresses")
+            addresses = [ip_address(answer["host"]) for answer in answers]
+        except (asyncio.TimeoutError, LookupError, RuntimeError, TypeError, ValueError) as exc:
+            # Resolvers raise more than OSError, and answer with more than addresses. A TimeoutError, to
+            # aiohttp, is the deadline's.
+            raise OSError(errno.EIO, "the look-up failed") from exc
+        vouched = [
+            a for a, address in zip(answers, addresses, strict=True) if self._addresses.vouched_for(address)
+        ]
         if vouched:
             answers = vouched
-        elif not all(_may_dial(ip_address(answer["host"]), self._addresses) for answer in answers):
+        elif not all(_may_dial(address, self._addresses) for address in addresses):
             raise PermissionError(errno.EACCES, "address not allowed")
         if not answers:
             raise OSError(errno.ENODATA, "the name has no address")

@@ -454,12 +454,22 @@ async def test_a_name_with_a_forbidden_address_is_never_dialled_and_looks_unreac
         pytest.param(OSError(None, "Domain name not found"), id="unresolvable"),
         pytest.param(socket.gaierror(socket.EAI_AGAIN, "try again"), id="failing"),
         pytest.param(OSError(errno.ECONNREFUSED, "Could not contact DNS servers"), id="no-name-server"),
+        pytest.param(asyncio.TimeoutError(), id="timeout"),
+        pytest.param(OSError(errno.ETIMEDOUT, "Timeout while contacting DNS servers"), id="ETIMEDOUT"),
+        pytest.param(ValueError("no such flag"), id="ValueError"),
+        pytest.param(UnicodeError("label too long"), id="UnicodeError"),
+        pytest.param(RuntimeError("resolver is closed"), id="RuntimeError"),
+        pytest.param(KeyError("host"), id="KeyError"),
+        pytest.param(["no address"], id="no-address"),
+        pytest.param([PUBLIC, ""], id="empty-address"),
     ],
 )
 async def test_refused_and_unresolvable_names_look_the_same(answer: Sequence[str] | Exception) -> None:
     dialler = Dialler()
     async with fetching(networks=(), ports=[80], names={"outside.test": answer}, dialler=dialler) as fetcher:
-        assert await outcome(fetcher.fetch("http://outside.test/cat.jpg")) == UNREACHABLE
+        # The second one joins the first one's look-up.
+        fetches = [outcome(fetcher.fetch("http://outside.test/cat.jpg")) for _ in range(2)]
+        assert await asyncio.gather(*fetches) == [UNREACHABLE] * 2
 
 
 @pytest.mark.parametrize("name", ["localhost", "localhost.", "inside", "inside.test."])
