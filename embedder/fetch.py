@@ -187,19 +187,15 @@ class Fetcher:
             sock_connect=CONNECT_TIMEOUT_S,
             ceil_threshold=math.inf,  # aiohttp rounds long timeouts up to whole seconds otherwise
         )
+        # At the block's end a connection whose answer was read to its end goes back to the pool. Any other is
+        # cut: the rest of an unwanted answer is not worth downloading.
         async with self._session.get(
             url, timeout=timeout, allow_redirects=False, trace_request_ctx=attempt
         ) as response:
-            try:
-                if response.status in _REDIRECTS:
-                    return self._redirect_target(url, response)
-                self._check_head(response)
-                return await self._read(response, hold)
-            finally:
-                # Returns a connection whose answer was read to its end to the pool, and cuts any other:
-                # the rest of an unwanted answer is not worth downloading.
-                if not response.content.is_eof():
-                    response.close()
+            if response.status in _REDIRECTS:
+                return self._redirect_target(url, response)
+            self._check_head(response)
+            return await self._read(response, hold)
 
     def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
         locations = set(response.headers.getall("Location", []))
