@@ -155,7 +155,7 @@ class Fetcher:
             error = self._translated(exc)
             if isinstance(error, FetchTimeout):
                 stalled_s = self._stalls.seconds() - stalled_before_s
-                if stalled_s > max(error.limit_s / 2, MIN_STALL_S):
+                if _stall_is_to_blame(stalled_s, limit_s=error.limit_s):
                     raise Overloaded("the service was too busy to fetch the image in time") from exc
             raise error from exc
         raise FetchFailed(f"the image's server redirects more than {self._max_redirects} times")
@@ -315,6 +315,11 @@ class _Connector(aiohttp.TCPConnector):
             if not idle:
                 del self._conns[key]
             protocol.close()
+
+
+def _stall_is_to_blame(stalled_s: float, *, limit_s: float) -> bool:
+    """Whether it was the event loop that kept an answer from coming within `limit_s`."""
+    return stalled_s > max(limit_s / 2, MIN_STALL_S)
 
 
 @dataclass

@@ -52,6 +52,7 @@ from embedder.fetch import (
     OpenSocket,
     _is_this_machines,
     _OneAnswer,
+    _stall_is_to_blame,
 )
 from embedder.urls import URLPolicy
 from tests.answers import (
@@ -1159,6 +1160,23 @@ async def test_what_the_event_loop_itself_held_up_is_no_fault_of_the_origin(
         threading.Event().wait(stall_s)  # on the event loop's thread
         expected = {0.0: (FetchTimeout, "fetch_timeout"), 1.5: (Overloaded, "overloaded")}
         assert (await fetch)[:2] == expected[stall_s]
+
+
+@pytest.mark.parametrize(
+    ("stalled_s", "limit_s", "blamed"),
+    [
+        (1.5, 4.0, False),  # the origin had 2.5 s
+        (2.0, 4.0, False),
+        (2.1, 4.0, True),
+        (0.9, 1.0, False),  # as wherever there is work
+        (1.0, 1.0, False),
+        (1.1, 1.0, True),
+    ],
+)
+def test_a_stall_is_to_blame_when_it_took_half_of_the_time_and_more_than_a_second(
+    stalled_s: float, limit_s: float, blamed: bool
+) -> None:
+    assert _stall_is_to_blame(stalled_s, limit_s=limit_s) is blamed
 
 
 async def test_the_deadline_covers_waiting_for_a_connection(origin: Origin) -> None:
