@@ -12,7 +12,6 @@ import asyncio
 import gc
 import os
 import resource
-from contextlib import suppress
 from pathlib import Path
 
 import bentoml
@@ -180,8 +179,7 @@ async def retry_failed_encoder() -> None:
 def raise_descriptor_limit() -> None:
     """To what the system grants: shells often start with 1024, and each client and download takes one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says "unlimited" and means less
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def health() -> str:

@@ -46,7 +46,7 @@ class EmbedderError(Exception):
 
 
 class RequestError(EmbedderError):
-    """The client asked for something that can't work, however often it is asked."""
+    """The client asked for something that can't work, however often it is asked: another request would."""
 
 
 class InvalidRequest(RequestError):

@@ -19,7 +19,7 @@ from embedder.memory import available_memory_bytes, mappable_bytes
 # Of one worker, with the network loaded and images going through it.
 WORKER_BYTES = 400_000_000
 # What a worker maps after it has read its settings, with the stacks of its threads, of which there are two
-# for each core. Seen on 2 cores: 280 MB until it was ready, 390 to 430 MB with images going through it.
+# more for each core. Seen on 2 cores: 280 MB until it was ready, 390 to 430 MB with images going through it.
 LATER_MAPPED_BYTES = 370_000_000 + 2 * available_cores() * 8_388_608
 
 

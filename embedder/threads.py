@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier
@@ -14,7 +13,7 @@ NICENESS = 5
 
 
 def started_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of `count` threads, all of which run. Where the system can do that, they give way to others.
+    """A pool of `count` threads, all of which run, and give way to the thread that starts them.
 
     Otherwise a pool starts them when there is work for them. Where no memory is left for a thread, that
     fails, or waits for ever for one that came to nothing: and it is the event loop that waits.
@@ -35,7 +34,6 @@ def started_threads(count: int, name: str) -> ThreadPoolExecutor:
 
 
 def _give_way() -> None:
-    if sys.platform != "linux":  # elsewhere it is processes that have a niceness, not threads
-        return
+    # Of this thread alone: to Linux each has a niceness of its own.
     with suppress(OSError):  # where that is forbidden, nothing is lost but this
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)

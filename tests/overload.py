@@ -689,7 +689,7 @@ def poison(scene: Scene) -> Iterable[Check]:
             worst = max(worst, float(np.abs(np.array(vectors) - alone).max()) if same else 1.0)
     yield Check(
         f"errors (index, code): {codes}",
-        "exactly one each, the 16th",
+        "exactly one each, that of index 16",
         [[index for index, _ in found] for found in codes] == [[16]] * len(codes),
     )
     yield Check(f"the 31 others: at most {worst:.1e} from what they are without it", "1e-5", worst <= 1e-5)

@@ -8,8 +8,6 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 from embedder.threads import NICENESS, started_threads
 from tests.server import ROOT, Server, until
 
@@ -21,7 +19,6 @@ def test_all_run_before_there_is_work() -> None:
     pool.shutdown()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes have a niceness, not threads")
 def test_they_give_way_to_the_thread_that_started_them() -> None:
     ours = os.getpriority(os.PRIO_PROCESS, 0)
     pool = started_threads(2, "nice")
@@ -30,7 +27,6 @@ def test_they_give_way_to_the_thread_that_started_them() -> None:
     assert (theirs, os.getpriority(os.PRIO_PROCESS, 0)) == (ours + NICENESS, ours)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes have a niceness, not threads")
 def test_all_that_computes_in_a_worker_gives_way_to_its_event_loop(server: Server) -> None:
     """Decoding threads, those that call the network, and ONNX Runtime's own, one less than an image has."""
     ours = os.getpriority(os.PRIO_PROCESS, 0)

@@ -1,4 +1,4 @@
-"""What nothing can be done about is answered before BentoML spends anything on it.
+"""A request that there is no room for is refused before BentoML routes it.
 
     request ─► BentoML's metrics ─► room? ─► its routes, its batcher, ours
                                       └── Overloaded or Draining, at once

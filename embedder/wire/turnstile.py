@@ -14,7 +14,7 @@ PER_TURN = 16
 
 
 class Turnstile:
-    """For one event loop. Where requests come one by one it is nothing that is waited for."""
+    """For one event loop. Requests that come one by one do not wait."""
 
     def __init__(self, per_turn: int = PER_TURN) -> None:
         self._per_turn = per_turn
