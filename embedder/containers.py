@@ -318,15 +318,19 @@ def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
 
 def _webp_code_sets(frame: list[tuple[bytes, bytes]]) -> int:
     """How many sets of prefix codes there are in the frame of these chunks: in its picture, or its alpha."""
-    alphas: list[bytes] = []
+    alpha: bytes | None = None
     for kind, body in frame:
         if kind == b"VP8L":
             return code_sets(body[5:], *_webp_frame_size(kind, body))
         if kind == b"VP8 ":
-            size = _webp_frame_size(kind, body)
-            return max((code_sets(alpha, *size) for alpha in alphas), default=0)
-        if kind == b"ALPH" and body[0] & 3 == 1:  # as a lossless picture without the header
-            alphas.append(body[1:])
+            if alpha is None or alpha[0] & 3 != 1:
+                return 0
+            # As a lossless picture without the header.
+            return code_sets(alpha[1:], *_webp_frame_size(kind, body))
+        if kind == b"ALPH":
+            if alpha is not None:  # libwebp refuses it too, and each may take MAX_STEPS to read
+                raise BadImage("the WEBP has two alphas for one picture")
+            alpha = body
     return 0
 
 

@@ -70,22 +70,28 @@ def test_flat_and_random_pictures_are_read(image: Image.Image) -> None:
     assert code_sets(coded(webp), *image.size) < 10
 
 
+def still_of(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    return pictures.webp_of_chunks([pictures.webp_canvas(side, side, 0x10), *chunks])
+
+
+def animation_of(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    frame = bytes(6) + 2 * struct.pack("<I", side - 1)[:3] + bytes(4) + pictures.webp_of_chunks(chunks)[12:]
+    return pictures.webp_of_chunks(
+        [pictures.webp_canvas(side, side, 0x12), (b"ANIM", bytes(6)), (b"ANMF", frame)]
+    )
+
+
 def lossless(webp: bytes, side: int) -> bytes:
     return webp
 
 
 def with_alpha(webp: bytes, side: int) -> bytes:
     (lossy,) = pictures.webp_chunks(encoded(photo(side, side), "WEBP"))
-    return pictures.webp_of_chunks(
-        [pictures.webp_canvas(side, side, 0x10), (b"ALPH", b"\1" + coded(webp)), lossy]
-    )
+    return still_of(side, (b"ALPH", b"\1" + coded(webp)), lossy)
 
 
 def animated(webp: bytes, side: int) -> bytes:
-    frame = bytes(6) + 2 * struct.pack("<I", side - 1)[:3] + bytes(4) + webp[12:]
-    return pictures.webp_of_chunks(
-        [pictures.webp_canvas(side, side, 0x02), (b"ANIM", bytes(6)), (b"ANMF", frame)]
-    )
+    return animation_of(side, *pictures.webp_chunks(webp))
 
 
 @pytest.mark.parametrize("wrapped", [lossless, with_alpha, animated])
@@ -105,6 +111,19 @@ def test_an_alpha_that_is_not_coded_has_no_sets() -> None:
         [pictures.webp_canvas(64, 64, 0x10), (b"ALPH", b"\0" + bytes(64 * 64)), lossy]
     )
     assert first_picture(plain, max_pixels=MAX_PIXELS).decoding_bytes == 18 * 64 * 64
+
+
+@pytest.mark.parametrize("file_of", [still_of, animation_of])
+@pytest.mark.parametrize("method", [b"\0", b"\1"])
+def test_a_second_alpha_is_refused_as_libwebp_does(file_of: Callable[..., bytes], method: bytes) -> None:
+    (lossy,) = pictures.webp_chunks(encoded(photo(64, 64), "WEBP"))
+    alpha = (b"ALPH", method + {b"\0": bytes(64 * 64), b"\1": coded(pictures.webp_of_codes(64))}[method])
+    decode(file_of(64, alpha, lossy), max_pixels=MAX_PIXELS)
+    twice = file_of(64, alpha, alpha, lossy)
+    with pytest.raises(OSError, match="decoder object"):
+        WebPImageFile(io.BytesIO(twice)).load()
+    with pytest.raises(BadImage, match="two alphas for one picture"):
+        first_picture(twice, max_pixels=MAX_PIXELS)
 
 
 def test_reading_ends_after_so_many_steps() -> None:
