@@ -30,8 +30,12 @@ def code_sets(data: bytes, width: int, height: int) -> int:
     Raises BadImage where the data end too early, are damaged, or take more than MAX_STEPS to read.
     """
     reader = _Reader(data)
+    seen: set[int] = set()
     while reader.bits(1):
         transform = reader.bits(2)
+        if transform in seen:  # libwebp refuses it too, and a million would fit
+            raise BadImage("the WEBP is damaged: a transform comes twice")
+        seen.add(transform)
         if transform in (_PREDICTOR, _COLOUR):
             reader.image(*_blocks(width, height, reader.bits(3) + 2))
         elif transform == _PALETTE:

@@ -143,6 +143,35 @@ def test_an_image_of_one_value_is_read_at_once_however_large_it_is() -> None:
     assert time.thread_time() - started < 0.1
 
 
+FLAT = 5 * ONE_SYMBOL  # the codes of an image of one value
+TRANSFORMS = {  # of a square of 64 pixels
+    "predictor": "1" + "00" + "000" + "0" + FLAT,
+    "colour": "1" + "10" + "000" + "0" + FLAT,
+    "subtract green": "1" + "01",
+    "palette": "1" + "11" + "00000000" + "0" + FLAT,
+}
+
+
+def square_of_64(bits: str) -> bytes:
+    """A file of a lossless picture whose data begin with these bits."""
+    head = b"\x2f" + struct.pack("<I", 63 | 63 << 14)
+    return pictures.webp_of_chunks([(b"VP8L", head + stream(bits + 200 * "0"))])
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_that_comes_twice_is_refused_as_libwebp_does(name: str) -> None:
+    flat = "0" + "0" + "0" + FLAT  # no more transforms, no colour cache, one set of codes
+    others = "".join(bits for other, bits in TRANSFORMS.items() if other != name)
+    once = square_of_64(TRANSFORMS[name] + others + flat)
+    assert code_sets(coded(once), 64, 64) == 1
+    decode(once, max_pixels=MAX_PIXELS)
+    twice = square_of_64(TRANSFORMS[name] + others + TRANSFORMS[name] + flat)
+    with pytest.raises(OSError, match="next frame"):
+        WebPImageFile(io.BytesIO(twice)).load()
+    with pytest.raises(BadImage, match="a transform comes twice"):
+        code_sets(coded(twice), 64, 64)
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_a_stream_that_ends_too_early_is_cut_short(part: int) -> None:
     whole = coded(pictures.webp_of_codes(64))
