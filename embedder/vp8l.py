@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from embedder.errors import BadImage
 
 MAX_STEPS = 250_000
-"""Of reading: pixels and copies of pixels. libwebp's encoder needs a few thousand for a megapixel."""
+"""Of reading all that stands before the picture: pixels, copies of pixels, and the lengths of codes' words.
+
+Each may take no bit. libwebp's encoder needs a few thousand for a megapixel.
+"""
 
 _PREDICTOR, _COLOUR, _SUBTRACT_GREEN, _PALETTE = range(4)
 _LITERALS, _LENGTHS, _DISTANCES = 256, 24, 40
 _LENGTH_ORDER = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 _REPEATS = {16: (2, 3), 17: (3, 3), 18: (7, 11)}  # bits of the count, and what is added to it
 _MAX_LENGTH = 15
+_MAX_CACHE_BITS = 11
 
 
 def code_sets(data: bytes, width: int, height: int) -> int:
@@ -84,7 +88,12 @@ class _Reader:
 
     def cache_size(self) -> int:
         """How many symbols stand for colours that were used before."""
-        return 1 << self.bits(4) if self.bits(1) else 0
+        if not self.bits(1):
+            return 0
+        bits = self.bits(4)
+        if not 1 <= bits <= _MAX_CACHE_BITS:  # more would be codes of 32 768 symbols, dear to read
+            raise BadImage(f"the WEBP is damaged: {bits} bits for its cache of colours")
+        return 1 << bits
 
     def image(self, width: int, height: int) -> int:
         """Reads an image to its end; gives the highest number that red and green of a pixel make."""
@@ -99,9 +108,7 @@ class _Reader:
             if symbol < _LITERALS:
                 return high << 8 | symbol
         while left > 0:
-            self._steps += 1
-            if self._steps > MAX_STEPS:
-                raise BadImage(f"the WEBP takes more than {MAX_STEPS} steps before its picture")
+            self._step()
             window = self._window(10)  # of a step's four words or less, with what follows them: 73 bits
             symbol, used = green.table[window & green.mask]
             left -= 1
@@ -121,6 +128,11 @@ class _Reader:
         if self._position > 8 * len(self._data):
             raise BadImage("the WEBP is cut short")
         return highest
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise BadImage(f"the WEBP takes more than {MAX_STEPS} steps before its picture")
 
     def _window(self, size: int) -> int:
         """The bits from here on, `size` bytes of them less the bits before; zeros where there are no more."""
@@ -146,6 +158,7 @@ class _Reader:
             raise _damaged()
         symbol, previous = 0, 8
         while symbol < symbols and coded:
+            self._step()
             coded -= 1
             length, used = code.table[self._window(8) & code.mask]
             self.bits(used)

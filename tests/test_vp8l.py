@@ -36,11 +36,25 @@ def coded(webp: bytes) -> bytes:
     return body[5:]
 
 
-def predicted(width: int, height: int) -> bytes:
-    """The beginning of a picture with a number for each 4 x 4 pixels, a bit each, and one set of codes."""
+CODES = 5 * ONE_SYMBOL
+FLAT = "0" + CODES  # an image of one value, without a cache of colours
+PREDICTOR, COLOUR = "1" + "00" + "000", "1" + "10" + "000"  # transforms with a pixel for each 4 x 4
+ONE_SET = "0" + "0" + "0"  # no further transform, no cache of colours, one set of codes
+ALIKE = "0" + "0001" + 11 * "000" + "100" + "0"  # 256 words of 8 bits; lengths that are all alike take no bit
+
+
+def square_of_64(bits: str) -> bytes:
+    """A file of a lossless picture whose data begin with these bits."""
+    head = b"\x2f" + struct.pack("<I", 63 | 63 << 14)
+    return pictures.webp_of_chunks([(b"VP8L", head + stream(bits + 200 * "0"))])
+
+
+def image(pixels: int, *, red: str = ONE_SYMBOL, red_bits: int = 0) -> str:
+    """The bits of an image whose pixels are 0 or 1 in green, 0 in red."""
     two_symbols = "11" + "0" + "0" + "10000000"
-    codes = two_symbols + 4 * ONE_SYMBOL
-    return stream("1" + "00" + "000" + "0" + codes + "01" * (width * height // 32) + "000" + 100 * "0")
+    zero, one = "0" + red_bits * "0", "1" + red_bits * "0"
+    values = (zero + one) * (pixels // 2) + zero * (pixels % 2)
+    return "0" + two_symbols + red + 3 * ONE_SYMBOL + values
 
 
 @pytest.mark.parametrize("side", [4, 64, 252])
@@ -126,46 +140,68 @@ def test_a_second_alpha_is_refused_as_libwebp_does(file_of: Callable[..., bytes]
         first_picture(twice, max_pixels=MAX_PIXELS)
 
 
-def test_reading_ends_after_so_many_steps() -> None:
-    within, beyond = (1_996, 2_000), (2_004, 2_000)
-    assert within[0] * within[1] // 16 < MAX_STEPS < beyond[0] * beyond[1] // 16
-    assert code_sets(predicted(*within), *within) == 1
+@pytest.mark.parametrize(
+    ("pixels", "bits_of"),
+    {
+        "pixels": (MAX_STEPS, lambda pixels: PREDICTOR + image(pixels)),
+        "of two images": (
+            MAX_STEPS // 2,
+            lambda pixels: PREDICTOR + image(pixels) + COLOUR + image(pixels),
+        ),
+        "and a code's words": (
+            MAX_STEPS - 256,
+            lambda pixels: PREDICTOR + image(pixels, red=ALIKE, red_bits=8),
+        ),
+    }.values(),
+)
+def test_reading_ends_after_so_many_steps(pixels: int, bits_of: Callable[[int], str]) -> None:
+    assert code_sets(stream(bits_of(pixels) + ONE_SET + 100 * "0"), 4 * pixels, 4) == 1
+    beyond = stream(bits_of(pixels + 1) + ONE_SET + 100 * "0")
     started = time.thread_time()
     with pytest.raises(BadImage, match="250000 steps"):
-        code_sets(predicted(*beyond), *beyond)
+        code_sets(beyond, 4 * (pixels + 1), 4)
     assert time.thread_time() - started < 1.0  # 0.2 s on the machine that it was built on
 
 
+# RFC 9649, section 3.6.
+@pytest.mark.parametrize(("bits", "valid"), [(0, False), (1, True), (11, True), (12, False), (15, False)])
+@pytest.mark.parametrize("where", ["picture", "predictor"])
+def test_a_cache_of_colours_has_1_to_11_bits_as_for_libwebp(bits: int, valid: bool, where: str) -> None:
+    cache = "1" + f"{bits:04b}"[::-1]
+    bits_of = {"picture": "0" + cache + "0" + CODES, "predictor": PREDICTOR + cache + CODES + ONE_SET + CODES}
+    webp = square_of_64(bits_of[where])
+    if valid:
+        assert code_sets(coded(webp), 64, 64) == 1
+        decode(webp, max_pixels=MAX_PIXELS)
+        return
+    with pytest.raises(OSError, match="next frame"):
+        WebPImageFile(io.BytesIO(webp)).load()
+    with pytest.raises(BadImage, match=f"{bits} bits for its cache of colours"):
+        code_sets(coded(webp), 64, 64)
+
+
 def test_an_image_of_one_value_is_read_at_once_however_large_it_is() -> None:
-    constant = stream("1" + "01" + "000" + "0" + 5 * ONE_SYMBOL + "000" + 100 * "0")
+    constant = stream(PREDICTOR + FLAT + ONE_SET + 100 * "0")
     started = time.thread_time()
     assert code_sets(constant, 16_383, 16_383) == 1
     assert time.thread_time() - started < 0.1
 
 
-FLAT = 5 * ONE_SYMBOL  # the codes of an image of one value
-TRANSFORMS = {  # of a square of 64 pixels
-    "predictor": "1" + "00" + "000" + "0" + FLAT,
-    "colour": "1" + "10" + "000" + "0" + FLAT,
+TRANSFORMS = {
+    "predictor": PREDICTOR + FLAT,
+    "colour": COLOUR + FLAT,
     "subtract green": "1" + "01",
-    "palette": "1" + "11" + "00000000" + "0" + FLAT,
+    "palette": "1" + "11" + "00000000" + FLAT,
 }
-
-
-def square_of_64(bits: str) -> bytes:
-    """A file of a lossless picture whose data begin with these bits."""
-    head = b"\x2f" + struct.pack("<I", 63 | 63 << 14)
-    return pictures.webp_of_chunks([(b"VP8L", head + stream(bits + 200 * "0"))])
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_transform_that_comes_twice_is_refused_as_libwebp_does(name: str) -> None:
-    flat = "0" + "0" + "0" + FLAT  # no more transforms, no colour cache, one set of codes
     others = "".join(bits for other, bits in TRANSFORMS.items() if other != name)
-    once = square_of_64(TRANSFORMS[name] + others + flat)
+    once = square_of_64(TRANSFORMS[name] + others + ONE_SET + CODES)
     assert code_sets(coded(once), 64, 64) == 1
     decode(once, max_pixels=MAX_PIXELS)
-    twice = square_of_64(TRANSFORMS[name] + others + TRANSFORMS[name] + flat)
+    twice = square_of_64(TRANSFORMS[name] + others + TRANSFORMS[name] + ONE_SET + CODES)
     with pytest.raises(OSError, match="next frame"):
         WebPImageFile(io.BytesIO(twice)).load()
     with pytest.raises(BadImage, match="a transform comes twice"):
