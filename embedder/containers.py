@@ -24,7 +24,7 @@ HEAD_BYTES = 16
 """How many bytes `sniff` looks at."""
 
 MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders write 10 to 12
-MAX_PARTS = 2000  # of a JPEG or a PNG
+MAX_PARTS = 2000  # of a JPEG, a PNG, or the first frame of an animated WebP
 PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
 
@@ -309,7 +309,9 @@ def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
     """The kind and data of each chunk in that of a frame of an animation."""
     chunks: list[tuple[bytes, bytes]] = []
     position = 16  # where it is, how long it lasts, and what becomes of it
-    while position + 8 <= len(body) and len(chunks) < MAX_PARTS:
+    while position + 8 <= len(body):
+        if len(chunks) == MAX_PARTS:
+            raise BadImage(f"the WEBP has more than {MAX_PARTS} chunks in its first frame")
         kind, size = struct.unpack_from("<4sI", body, position)
         chunks.append((kind, body[position + 8 : position + 8 + size]))
         position += 8 + size + size % 2

@@ -583,6 +583,18 @@ def test_a_png_with_2000_chunks_passes_and_one_with_2001_is_refused(kind: bytes)
         pixels_of(pictures.png_with_chunks(2001, kind))
 
 
+def test_a_webp_frame_with_2000_chunks_passes_and_one_with_2001_is_refused() -> None:
+    def frame_of(count: int) -> bytes:
+        chunks = [*pictures.webp_chunks(_sample("webp")), *[(b"JUNK", b"")] * (count - 1)]
+        frame = bytes(6) + 2 * struct.pack("<I", 95)[:3] + bytes(4) + pictures.webp_of_chunks(chunks)[12:]
+        canvas = pictures.webp_canvas(96, 96, flags=2)
+        return pictures.webp_of_chunks([canvas, (b"ANIM", bytes(6)), (b"ANMF", frame)])
+
+    assert np.array_equal(pixels_of(frame_of(2000)), pixels_of(_sample("webp")))
+    with pytest.raises(BadImage, match="more than 2000 chunks in its first frame"):
+        pixels_of(frame_of(2001))
+
+
 def test_a_png_of_many_megabytes_passes_in_the_small_chunks_of_real_encoders() -> None:
     # ffmpeg writes 4096 bytes to a chunk: 2117 of them here. libpng writes 8192 where nobody asks for more.
     samples = noise(1_700, 1_700)
