@@ -231,6 +231,23 @@ def test_the_first_exif_counts_and_none_behind_the_picture_starts() -> None:
     assert np.array_equal(pixels_of(late), pixels_of(plain))
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_of_several_exifs_the_first_counts_however_many_follow(format: str) -> None:
+    plain = encoded(photo(96, 96), format, lossless=True)
+    flip, turn = pictures.exif(4)[6:], pictures.exif(3)[6:]
+    entries = b"II*\0" + struct.pack("<IH", 8, 65_535) + bytes(12 * 65_535)  # 20 ms each
+    exifs = [flip, *[entries] * 24, turn]
+    if format == "PNG":
+        many = plain[:33] + b"".join(pictures.png_chunk(b"eXIf", exif) for exif in exifs) + plain[33:]
+    else:
+        chunks = [*((b"EXIF", exif) for exif in exifs), *pictures.webp_chunks(plain)]
+        many = pictures.webp_of_chunks([pictures.webp_canvas(96, 96, 0x08), *chunks])
+    started = time.thread_time()
+    picture = first_picture(many, max_pixels=MAX_PIXELS)
+    assert time.thread_time() - started < 0.2
+    assert picture.orientation == 4
+
+
 @pytest.mark.parametrize(
     "exif",
     [
