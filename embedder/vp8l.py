@@ -29,7 +29,7 @@ _MAX_CACHE_BITS = 11
 
 
 def code_sets(data: bytes, width: int, height: int) -> int:
-    """Of a picture of that size, whose `data` begin with its transforms: the numbers 0 to this are its sets'.
+    """How many sets of prefix codes a picture of that size has. `data` begins with its transforms.
 
     Raises BadImage where the data end too early, are damaged, or take more than MAX_STEPS to read.
     """
@@ -61,7 +61,7 @@ def _shifted(size: int, bits: int) -> int:
     return (size + (1 << bits) - 1) >> bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Code:
     """A prefix code, as a table of what the next bits mean."""
 
@@ -69,6 +69,43 @@ class _Code:
     """Of as many bits as its longest word has."""
     table: Sequence[tuple[int, int]]
     """The symbol, and how many of the bits are its word."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A set of prefix codes. What reads with one gives how many bits of the window are used by then."""
+
+    green: _Code
+    """Also of lengths of copies, and of colours in the cache."""
+    red: _Code
+    blue: _Code
+    alpha: _Code
+    distance: _Code
+
+    def only_pixel(self) -> int | None:
+        """What red and green of each pixel make, if all are the same: each takes no bit then."""
+        symbol = self.green.table[0][0]
+        if self.green.mask or self.red.mask or self.blue.mask or self.alpha.mask or symbol >= _LITERALS:
+            return None
+        return self.red.table[0][0] << 8 | symbol
+
+    def literal(self, window: int, used: int) -> tuple[int, int]:
+        """The red of a pixel, whose green is read."""
+        red, length = self.red.table[window >> used & self.red.mask]
+        used += length
+        used += self.blue.table[window >> used & self.blue.mask][1]
+        used += self.alpha.table[window >> used & self.alpha.mask][1]
+        return red, used
+
+    def copy(self, window: int, used: int, symbol: int) -> tuple[int, int]:
+        """How many pixels are copied, by the symbol of their number, which is read."""
+        copied, extra = _prefixed(symbol, window >> used)
+        used += extra
+        symbol, length = self.distance.table[window >> used & self.distance.mask]
+        used += length
+        if symbol > 3:
+            used += symbol - 2 >> 1  # as many as in `_prefixed`; from where it is copied is not asked
+        return copied, used
 
 
 class _Reader:
@@ -96,34 +133,36 @@ class _Reader:
         return 1 << bits
 
     def image(self, width: int, height: int) -> int:
-        """Reads an image to its end; gives the highest number that red and green of a pixel make."""
-        greens = _LITERALS + _LENGTHS + self.cache_size()
-        green = self._code(greens)
-        red, blue, alpha = (self._code(_LITERALS) for _ in range(3))
-        distance = self._code(_DISTANCES)
-        left, highest = width * height, 0
-        # Where all pixels are the same, each takes no bit.
-        if not green.mask and not red.mask and not blue.mask and not alpha.mask:
-            (symbol, _), (high, _) = green.table[0], red.table[0]
-            if symbol < _LITERALS:
-                return high << 8 | symbol
+        """Reads an image to its end; gives the highest number that red and green of a pixel make.
+
+        Where the image says which set of codes each block of pixels has, that names the last set.
+        """
+        codes = _Codes(
+            green=self._code(_LITERALS + _LENGTHS + self.cache_size()),
+            red=self._code(_LITERALS),
+            blue=self._code(_LITERALS),
+            alpha=self._code(_LITERALS),
+            distance=self._code(_DISTANCES),
+        )
+        only = codes.only_pixel()
+        if only is not None:
+            return only
+        green, left, highest = codes.green, width * height, 0
         while left > 0:
             self._step()
             window = self._window(10)  # of a step's four words or less, with what follows them: 73 bits
             symbol, used = green.table[window & green.mask]
-            left -= 1
             if symbol < _LITERALS:
-                high, length = red.table[window >> used & red.mask]
-                used += length
-                used += blue.table[window >> used & blue.mask][1]
-                used += alpha.table[window >> used & alpha.mask][1]
-                highest = max(highest, high << 8 | symbol)
+                red, used = codes.literal(window, used)
+                left -= 1
+                number = red << 8 | symbol
+                if number > highest:
+                    highest = number
             elif symbol < _LITERALS + _LENGTHS:
-                copied, extra = _prefixed(symbol - _LITERALS, window >> used)
-                left -= copied - 1
-                used += extra
-                symbol, length = distance.table[window >> used & distance.mask]
-                used += length + _prefixed(symbol, 0)[1]
+                copied, used = codes.copy(window, used, symbol - _LITERALS)
+                left -= copied
+            else:  # a colour of the cache
+                left -= 1
             self._position += used
         if self._position > 8 * len(self._data):
             raise BadImage("the WEBP is cut short")
