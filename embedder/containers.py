@@ -12,6 +12,7 @@ first frame is the picture that decoders unaware of animation see. WebP: RFC 964
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
@@ -25,6 +26,7 @@ HEAD_BYTES = 16
 
 MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders write 10 to 12
 MAX_PARTS = 2000  # of a JPEG, a PNG, or the first frame of an animated WebP
+PNG_SIDE = 65_535  # as in a JPEG or a GIF: rows take memory beside their pixels, one of millions a second
 PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
 
@@ -37,8 +39,8 @@ MAX_CODE_SETS = 4096  # of a lossless WebP; libwebp's encoder writes up to 2600,
 WORK_PIXELS = 50_000_000
 PNG_BYTES = 4  # bytes once inflated: as many as 8-bit RGBA has, half of what 16-bit RGBA has
 JPEG_SAMPLES = 20  # samples, counted once per scan; progressive encoders write 14, of CMYK 24
-WEBP_PIXELS = 1.3  # pixels, plus WEBP_PIXELS_PER_BYTE for each coded byte
-WEBP_PIXELS_PER_BYTE = 5
+WEBP_PIXELS = 1.3  # pixels, plus these for each coded byte
+LOSSY_PIXELS_PER_BYTE, LOSSLESS_PIXELS_PER_BYTE = 5, 2
 
 # Memory for each pixel while it is decoded: what Pillow and its libraries were seen to take.
 PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 18, 8
@@ -122,7 +124,7 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
-    width = height = pixels = components = scans = samples = memory = 0
+    width = height = pixels = stored = components = scans = samples = memory = 0
     progressive = coarse = False
     orientation: int | None = None
     kept = [b"\xff\xd8"]
@@ -137,6 +139,10 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
         if marker == _EOI:
             break
         (size,) = struct.unpack_from(">H", data, found.end())
+        if (
+            size < 2
+        ):  # itself: of less, decoders would take what follows for the rest, and see another picture
+            raise BadImage("the JPEG is damaged: a segment is shorter than its length")
         position = found.end() + size
         body = data[found.end() + 2 : position]
 
@@ -145,6 +151,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
                 raise BadImage("the JPEG has two frame headers")
             height, width = struct.unpack_from(">xHH", body)
             pixels = _checked_pixels(width, height, max_pixels)
+            stored = _jpeg_stored_pixels(width, height, body[7::3])
             components, progressive = body[5], marker == _PROGRESSIVE
             coarse = any(factors not in (0x11, 0x22) for factors in body[7::3])
             narrow = min(width, height) < (2 if coarse else 1) * NARROW_PIXELS
@@ -173,7 +180,14 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
     if not scans:
         raise BadImage("the JPEG has no picture in it")
     kept.append(b"\xff\xd9")
-    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * pixels, coarse)
+    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * stored, coarse)
+
+
+def _jpeg_stored_pixels(width: int, height: int, factors: bytes) -> int:
+    """With those that fill up the last blocks: below a picture that is a pixel high there may be 31 rows."""
+    across = 8 * max((factor >> 4 for factor in factors), default=1) or 8
+    down = 8 * max((factor & 15 for factor in factors), default=1) or 8
+    return math.ceil(width / across) * across * math.ceil(height / down) * down
 
 
 def _png(data: bytes, max_pixels: int) -> Picture:
@@ -181,6 +195,8 @@ def _png(data: bytes, max_pixels: int) -> Picture:
     if header != b"\0\0\0\x0dIHDR":
         raise BadImage("the PNG does not start with its header")
     pixels = _checked_pixels(width, height, max_pixels)
+    if max(width, height) > PNG_SIDE:
+        raise BadImage(f"a side of the PNG has {max(width, height)} pixels; the limit is {PNG_SIDE}")
     inflated = pixels * depth * _PNG_CHANNELS.get(colour, 1) // 8
     _check_work("PNG", inflated, PNG_BYTES, "bytes once inflated", max_pixels)
 
@@ -279,9 +295,13 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
     coded = b"WEBP" + b"".join(
         struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in kept
     )
-    work = pixels + WEBP_PIXELS_PER_BYTE * len(coded)
+    frame = _webp_frame(kept[-1][1]) if animated else kept
+    work = pixels + sum(
+        len(body) * (LOSSLESS_PIXELS_PER_BYTE if kind == b"VP8L" else LOSSY_PIXELS_PER_BYTE)
+        for kind, body in frame
+    )
     _check_work("WEBP", work, WEBP_PIXELS, "pixels and coded bytes", max_pixels)
-    sets = _webp_code_sets(_webp_frame(kept[-1][1]) if animated else kept)
+    sets = _webp_code_sets(frame)
     if sets > MAX_CODE_SETS:
         raise BadImage(f"the WEBP has {sets} sets of prefix codes; the limit is {MAX_CODE_SETS}")
     file = struct.pack("<4sI", b"RIFF", len(coded)) + coded

@@ -96,6 +96,8 @@ def decode_picture(picture: Picture) -> NDArray[np.uint8]:
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
     # Not Image.open: it would try formats, and warn of large images by a limit of its own.
     image = _PLUGINS[picture.format](io.BytesIO(picture.data))
+    if image.size != (picture.width, picture.height):  # all limits are of the picture that was admitted
+        raise BadImage(f"the {picture.format} is damaged: it states two sizes")
     # The file as one block: of several, Pillow copies all that is left over, each time it adds one.
     image.decodermaxblock = max(image.decodermaxblock, len(picture.data))
     # A JPEG is decoded at 1/2 or 1/4 where that leaves twice the target. (With 1/8 the cosine to

@@ -97,6 +97,28 @@ def jpeg_with_scans(count: int, *, width: int = 64, height: int = 64) -> bytes:
     return jpeg[:-2] + jpeg[scans[-1] : -2] * (count - len(scans)) + jpeg[-2:]
 
 
+def jpeg_with_hidden_frame(width: int, height: int) -> bytes:
+    """A JPEG of 64 x 64, by its segments' lengths, of which the first one's is 0.
+
+    Who leaves that length out, and all that makes no pixels, makes a JPEG of `width` x `height` of it: then
+    the marker behind it is read as the length, and what that skips ends within another segment's body.
+    """
+    plain = encoded(photo(64, 64), "JPEG", subsampling=0)
+    segments = jpeg_segments(plain)
+    (frame,) = [plain[first:end] for marker, first, end in segments if marker == 0xC0]
+    rest = plain[min(first for marker, first, _ in segments if marker == 0xC4) :]
+    hidden = frame[:5] + struct.pack(">HH", height, width) + frame[9:]
+    # The 0xFFC0 bytes of a length that is a marker, in quantisation tables of 8 and 16 bits; the first one
+    # begins with the rest of the frame.
+    tables = bytearray((b"\0" + b"\1" * 64) * 908 + (b"\x11" + b"\0\1" * 64) * 50)
+    assert len(tables) == 0xFFC0 - 2
+    tables[: len(frame) - 2] = frame[2:]
+    tables[len(frame) - 2 : len(frame) + 2] = b"\xff\xdb\xff\xff"
+    body = bytes(tables[len(frame) + 2 :]) + hidden
+    body += jpeg_segment(0xFE, bytes(0xFFFF - 2 - len(body) - 4))
+    return b"\xff\xd8\xff\xdb\0\0" + frame + b"\xff\xdb\xff\xff" + body + rest
+
+
 def ycck_jpeg(y: int, cb: int, cr: int, k: int, *, width: int = 64, height: int = 64) -> bytes:
     """One colour, as Adobe stores CMYK in luma and chroma: Pillow writes CMYK, relabelled here."""
     stored = [255 - value for value in (y, cb, cr, k)]  # Pillow inverts CMYK when it writes

@@ -11,6 +11,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from embedder.decode import CROP, HEAD_BYTES, RESIZE, decode, first_picture, sniff
+from embedder.decode import CROP, HEAD_BYTES, RESIZE, decode, decode_picture, first_picture, sniff
 from embedder.errors import BadImage, TooManyPixels, UnsupportedFormat
 from tests import pictures
 from tests.mutations import outcome
@@ -163,7 +164,8 @@ def test_a_jpeg_of_coarse_colours_is_scaled_only_as_far_as_its_colours_can_be(
     theirs = recipe(Image.open(io.BytesIO(jpeg)))
     assert_close(pixels_of(jpeg), theirs, mean=SCALED_MEAN, greatest=SCALED_MAX)
     picture = first_picture(jpeg, max_pixels=MAX_PIXELS)
-    assert picture.decoding_bytes == (1 if min(size) >= 2048 else 4) * picture.pixels
+    per_pixel = 1 if min(size) >= 2048 else 4
+    assert picture.decoding_bytes == pytest.approx(per_pixel * picture.pixels, rel=0.01)  # of whole blocks
 
 
 def test_a_jpeg_of_422_is_scaled_only_where_four_times_the_target_is_left() -> None:
@@ -661,6 +663,22 @@ def test_a_webp_of_many_pixels_and_many_bytes_is_refused() -> None:
         pixels_of(webp)
 
 
+def test_a_lossless_webp_of_many_megabytes_passes() -> None:
+    picture = np.asarray(photo(4000, 3000)).astype(np.int64) + noise(4000, 3000, highest=7)
+    webp = encoded(Image.fromarray(picture.clip(0, 255).astype(np.uint8)), "WEBP", lossless=True, method=0)
+    assert 15_000_000 < len(webp) < 20_000_000
+    assert pixels_of(webp).shape == (CROP, CROP, 3)
+    cut = pictures.webp_of_chunks([(b"VP8L", webp[20:-1]), (b"JUNK", bytes(20_000_000))])
+    assert outcome(cut) == "pixels"  # what is behind the picture costs nothing
+
+
+@pytest.mark.parametrize(("width", "height"), [(65_535, 1), (1, 65_535)])
+def test_a_png_with_a_side_of_65535_passes_and_one_with_65536_is_refused(width: int, height: int) -> None:
+    assert pixels_of(pictures.png_bomb(width, height)).shape == (CROP, CROP, 3)
+    with pytest.raises(BadImage, match="a side of the PNG has 65536 pixels; the limit is 65535"):
+        pixels_of(pictures.png_bomb(width + (width > 1), height + (height > 1)))
+
+
 def test_a_second_header_can_not_make_a_png_larger_than_the_first_said() -> None:
     second = pictures.png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
     assert np.array_equal(pixels_of(_in_png(second)), pixels_of(_sample("png")))
@@ -689,7 +707,11 @@ LARGE: dict[str, Callable[[], bytes]] = {
     "jpeg: narrow": lambda: encoded(photo(900, 12_000), "JPEG"),
     "jpeg: progressive": lambda: encoded(photo(4000, 3000), "JPEG", progressive=True),
     "jpeg: narrow and progressive": lambda: encoded(photo(900, 12_000), "JPEG", progressive=True),
+    "jpeg: a pixel high": lambda: encoded(
+        Image.new("CMYK", (65_500, 1)), "JPEG", progressive=True, subsampling=2
+    ),
     "png": lambda: encoded(photo(4000, 3000), "PNG", compress_level=1),
+    "png: as wide as may be": lambda: pictures.png_bomb(65_535, 380, 16, RGBA),
     "webp": lambda: encoded(photo(4000, 3000), "WEBP", method=0),
     "webp: lossless": lambda: encoded(photo(4000, 3000), "WEBP", lossless=True, method=0, quality=0),
     "webp: codes": lambda: pictures.webp_of_codes(256),
@@ -824,6 +846,8 @@ ODD = {
     "jpeg: scan before its frame": b"\xff\xd8" + pictures.jpeg_segment(0xDA, bytes(10)) + b"\xff\xd9",
     "jpeg: no lines": pictures.jpeg_header_only(9, 0),
     "jpeg: segment of length 0": b"\xff\xd8\xff\xdb\0\0" + _sample("jpeg")[2:],
+    "jpeg: segment of length 1": b"\xff\xd8\xff\xdb\0\1" + _sample("jpeg")[2:],
+    "jpeg: 20000 x 20000 behind 64 x 64": pictures.jpeg_with_hidden_frame(20_000, 20_000),
     "jpeg: start within": pictures.with_segments(_sample("jpeg"), b"\xff\xd8"),
     "jpeg: two frames": pictures.with_segments(_sample("jpeg"), pictures.jpeg_header_only(9, 9)[2:]),
     "jpeg: arithmetic": _sample("jpeg").replace(b"\xff\xc0", b"\xff\xc9"),
@@ -883,6 +907,15 @@ def test_broken_structure_is_a_bad_image(name: str) -> None:
 def test_the_sentence_says_what_is_wrong(name: str, sentence: str) -> None:
     with pytest.raises(BadImage, match=sentence):
         pixels_of(ODD[name])
+
+
+@pytest.mark.parametrize("name", pictures.samples())
+def test_a_picture_of_another_size_than_was_admitted_is_not_decoded(name: str) -> None:
+    picture = first_picture(_sample(name), max_pixels=MAX_PIXELS)
+    for width, height in ((1, 0), (0, 1), (-1, 1)):
+        other = replace(picture, width=picture.width + width, height=picture.height + height)
+        with pytest.raises(BadImage, match="it states two sizes"):
+            decode_picture(other)
 
 
 def test_an_error_says_nothing_about_our_insides() -> None:
