@@ -230,6 +230,58 @@ def test_what_is_no_prefix_code_is_damage(code: str) -> None:
         code_sets(stream("1" + "00" + "000" + "0" + code + 400 * "0"), 64, 64)
 
 
+def zeros(count: int) -> str:
+    """So many symbols without a word, 11 to 138, where the words 0 and 1 mean the lengths 1 and 18."""
+    return "1" + f"{count - 11:07b}"[::-1]
+
+
+def with_red(code: str, bits: int) -> bytes:
+    """A file of a predictor's 16 x 16 pixels with this code for reds, of words of so many bits."""
+    codes = ONE_SYMBOL + code + 3 * ONE_SYMBOL
+    return square_of_64(PREDICTOR + "0" + codes + 16 * 16 * bits * "0" + ONE_SET + CODES)
+
+
+EIGHTS = ALIKE[:-1] + "1" + "110"  # lengths of 8, as many as the 8 bits behind say, from 2 on
+ONES = "0" + "0000" + "000" + "100" + "000" + "100" + "0"  # lengths of 1, and repeated 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "valid", "damaged"),
+    {
+        "lengths of 256 words, of 257": (8, EIGHTS + f"{254:08b}"[::-1], EIGHTS + f"{255:08b}"[::-1]),
+        "zeros to the last symbol, to one more": (
+            1,
+            ONES + "0" + "0" + zeros(138) + zeros(116),
+            ONES + "0" + "0" + zeros(138) + zeros(117),
+        ),
+    }.values(),
+)
+def test_lengths_for_more_symbols_than_there_are_is_damage_as_for_libwebp(
+    bits: int, valid: str, damaged: str
+) -> None:
+    assert code_sets(coded(with_red(valid, bits)), 64, 64) == 1
+    decode(with_red(valid, bits), max_pixels=MAX_PIXELS)
+    beyond = with_red(damaged, bits)
+    with pytest.raises(OSError, match="next frame"):
+        WebPImageFile(io.BytesIO(beyond)).load()
+    with pytest.raises(BadImage, match="damaged"):
+        code_sets(coded(beyond), 64, 64)
+
+
+# RFC 9649, section 4.4, "width_bits": so many indices to a pixel.
+@pytest.mark.parametrize(
+    ("colours", "packed"), [(1, 8), (2, 8), (3, 4), (4, 4), (5, 2), (16, 2), (17, 1), (256, 1)]
+)
+def test_a_picture_of_few_colours_is_packed_before_it_has_numbers_of_sets(colours: int, packed: int) -> None:
+    palette = "1" + "11" + f"{colours - 1:08b}"[::-1] + FLAT
+    numbered = "0" + "0" + "1" + "000"  # no further transform, no cache of colours, a number for each 4 x 4
+    codes = "0" + "11" + "0" + "0" + "10000000" + 4 * ONE_SYMBOL  # of the numbers 0 and 1
+    blocks = 64 // packed // 4 * (64 // 4)
+    for zeros_before, sets in ((blocks - 1, 2), (blocks, 1)):
+        numbers = zeros_before * "0" + 300 * "1"
+        assert code_sets(stream(palette + numbered + codes + numbers), 64, 64) == sets
+
+
 def test_what_is_refused_for_its_codes_libwebp_refuses_too() -> None:
     chance, refused = random.Random(0), 0
     files = [
