@@ -84,6 +84,20 @@ async def test_what_is_in_a_body_beside_its_urls_is_not_kept(origin: Origin) -> 
         await parts.intake.close()
 
 
+async def test_a_client_that_leaves_as_its_body_ends_is_not_served(origin: Origin) -> None:
+    async def receive() -> Message:
+        task.cancel()  # as the door does then
+        return {"type": "http.request", "body": b'{"url": "data:,x"}', "more_body": False}
+
+    left = Request({"type": "http", "method": "POST", "path": "/embed", "headers": []}, receive)
+    parts = wiring(origin, HeldBytes(1000))
+    await parts.intake.start()
+    task = asyncio.ensure_future(wired(EmbedRequest, parts).from_http_request(left, object()))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await parts.intake.close()
+
+
 @pytest.mark.parametrize(("spare", "refused"), [(0, False), (-1, True)])
 async def test_texts_that_are_not_ascii_count_with_the_memory_that_they_take(
     origin: Origin, spare: int, refused: bool

@@ -18,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+import anyio
 import orjson
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -272,13 +273,10 @@ class _Client:
 
     async def _discard(self) -> None:
         """Read what still comes, for as long as that is worth it."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard_some(), LINGER_S)
-
-    async def _discard_some(self) -> None:
         discarded = 0
-        while not self.body_read and discarded < LINGER_BYTES:
-            discarded += len((await self.receive()).get("body", b""))
+        with anyio.move_on_after(LINGER_S):
+            while not self.body_read and discarded < LINGER_BYTES:
+                discarded += len((await self.receive()).get("body", b""))
 
 
 @dataclass

@@ -10,10 +10,9 @@ metrics it would be 0.08, and nobody would see how many requests there are.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,10 +47,6 @@ class LoadShedding:
 async def _take_small_body(scope: Scope, receive: Receive) -> None:
     size = Headers(scope=scope).get("Content-Length", "")
     if size.isdecimal() and int(size) <= SMALL_BODY_BYTES:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_take_body(receive), SMALL_BODY_TIMEOUT_S)
-
-
-async def _take_body(receive: Receive) -> None:
-    while (await receive()).get("more_body", False):
-        pass
+        with anyio.move_on_after(SMALL_BODY_TIMEOUT_S):
+            while (await receive()).get("more_body", False):
+                pass
