@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
+from embedder.wire import connection
 from embedder.wire.connection import MAX_HEAD_BYTES, MAX_WAITING
 from tests.answers import Held, with_length
 from tests.origin import Origin
@@ -48,10 +55,14 @@ def lone(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) 
         assert "Exception" not in server.log.read_text()
 
 
+class HasPort(Protocol):
+    port: int
+
+
 class Client:
     """A connection on which anything can be sent."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: HasPort) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         self._received = b""
 
@@ -194,8 +205,11 @@ def test_a_websocket_to_nowhere_leaves_no_metric(lone: Server) -> None:
 
 def test_connect_is_a_method_that_no_route_takes(lone: Server) -> None:
     with Client(lone) as client:
-        client.send(b"CONNECT /embed HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\n\r\n" % KEY.encode())
-        assert client.answer()[0] == 405
+        connect = b"CONNECT /embed HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\n\r\n" % KEY.encode()
+        client.send(connect + HEALTH + connect)
+        assert [client.answer()[0] for _ in range(3)] == [405, 200, 405]
+        client.send(HEALTH)
+        assert client.answer()[0] == 200
     with Client(lone) as client:
         client.send(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")
         assert refused_for(client.answer())
@@ -288,6 +302,14 @@ def test_what_comes_before_no_http_is_answered_first(lone: Server, origin: Origi
         assert client.statuses() == []
 
 
+def test_a_body_that_breaks_after_its_answer_gets_no_other(lone: Server) -> None:
+    with Client(lone) as client:
+        client.send(CHUNKED.replace(KEY.encode(), b"none") + b"\r\n")
+        assert client.answer()[0] == 401
+        client.send(b"no length\r\n")
+        assert client.statuses() == []
+
+
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_body_that_breaks_off_into_no_http_is_refused(lone: Server, before: int) -> None:
     with Client(lone) as client:
@@ -295,3 +317,105 @@ def test_a_body_that_breaks_off_into_no_http_is_refused(lone: Server, before: in
         assert [client.answer()[0] for _ in range(before)] == [200] * before
         assert refused_for(client.answer()) == "the request is not HTTP"
         assert client.statuses() == []
+
+
+# Too late
+
+HEAD_TIMEOUT_S = 0.5
+WORK_S = 1.5
+
+
+class Hasty:
+    """uvicorn with these connections, which wait for heads no longer than HEAD_TIMEOUT_S.
+
+    Its application takes WORK_S for "/work".
+    """
+
+    def __init__(self, loop: str) -> None:
+        config = uvicorn.Config(
+            self._app,
+            http=connection.Connection,
+            loop=loop,
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            port=0,
+        )
+        self._server = uvicorn.Server(config)
+        self._socket = config.bind_socket()
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+
+    def __enter__(self) -> Hasty:
+        self._thread.start()
+        until(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/work":
+            await asyncio.sleep(WORK_S)
+        length = (b"content-length", b"2")
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def hasty(request: pytest.FixtureRequest) -> Iterator[Hasty]:
+    with pytest.MonkeyPatch.context() as patch, Hasty(request.param) as server:
+        patch.setattr(connection, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
+        yield server
+
+
+LATE = f"the request's head did not arrive within {HEAD_TIMEOUT_S:g} s"
+
+
+def test_who_sends_nothing_is_cut_off(hasty: Hasty) -> None:
+    begin_s = time.monotonic()
+    with Client(hasty) as client:
+        assert client.statuses() == []
+    assert time.monotonic() - begin_s > HEAD_TIMEOUT_S - 0.1
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_head_that_drips_is_refused(hasty: Hasty, before: int) -> None:
+    with Client(hasty) as client:
+        client.send(HEALTH * before)
+        for _ in range(before):
+            assert client.answer()[0] == 200
+        begin_s = time.monotonic()
+        for byte in HEALTH[:-4]:
+            client.send(bytes([byte]))
+            time.sleep(0.05)  # for twice the time in all
+        assert refused_for(client.answer()) == LATE
+        assert client.statuses() == []
+    assert time.monotonic() - begin_s > HEAD_TIMEOUT_S - 0.1
+
+
+def test_a_line_that_begins_no_request_keeps_no_connection(hasty: Hasty) -> None:
+    with Client(hasty) as client:
+        client.send(HEALTH)
+        assert client.answer()[0] == 200
+        client.send(b"\r\n")  # RFC 9112 section 2.2 has servers step over it
+        assert client.statuses() == []
+
+
+def test_half_a_head_behind_a_request_in_work_waits_with_it(hasty: Hasty) -> None:
+    work = HEALTH.replace(b"/health", b"/work")
+    with Client(hasty) as client:
+        client.send(work + work[:30])
+        assert client.answer()[0] == 200
+        client.send(work[30:])
+        assert client.answer()[0] == 200
+
+
+def test_a_body_is_waited_for_by_who_reads_it(hasty: Hasty) -> None:
+    with Client(hasty) as client:
+        client.send(b"POST /work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        time.sleep(2 * HEAD_TIMEOUT_S)
+        client.send(b"{}")
+        assert client.answer()[0] == 200

@@ -5,15 +5,16 @@
                      ├─► request ─┴─ wait for those before them, MAX_WAITING at most
                      └─► no HTTP, or too much of it: 400, after the answers to all before it
 
-uvicorn's own takes any number of requests behind one that is not answered, 70 bytes of memory for each byte,
-and heads of any length. When the client goes it tells the last of them only. It takes the fields behind a
-chunked body for headers, a key too. And where a client offers another protocol, as Java's and `curl --http2`
-do, it takes the body for the next request, or drops it. What is overridden here is private to uvicorn: the
-tests fail when it is not called any more.
+uvicorn's own takes any number of requests behind one that is not answered, 70 bytes of memory for each byte.
+It takes heads of any length, waits for them for ever, and takes the fields behind a chunked body for headers.
+When the client goes it tells the last of its requests only. Where a client offers another protocol, as Java's
+and `curl --http2` do, it drops the body, or takes it for the next request. What is overridden here is private
+to uvicorn: the tests fail when it is not called any more.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httptools
@@ -27,8 +28,14 @@ from embedder.wire.route import error_response
 MAX_WAITING = 16
 # Of what is not a body: a request's line and headers, and what is around and behind a chunked body.
 MAX_HEAD_BYTES = 1 << 16
+# Until a connection's first request, and from the first byte of any to the end of its head.
+HEAD_TIMEOUT_S = 30.0
 # Of a Content-Length: no number of bytes has more. Of thousands of them Python makes no number.
 MAX_LENGTH_DIGITS = 20
+
+
+class _TooMuch(ValueError):
+    """Raised out of the parser, with what a client is told."""
 
 
 class Connection(HttpToolsProtocol):
@@ -38,12 +45,17 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._served: RequestResponseCycle | None = None
         """The request that was begun last; those behind it are in `pipeline`, the newest first."""
-        self._in_body = False
+        self._in_head = self._in_body = False
         self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
         self._ignores_upgrade = False
         """The request under way offers another protocol: it is read again, without that."""
         self._refusal: InvalidRequest | None = None
         """Why nothing is read any more."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -53,35 +65,40 @@ class Connection(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                again = self._head_without_upgrade() if self._ignores_upgrade else b""
+                data = again + data[upgrade.args[0] :]
                 continue
-            except httptools.HttpParserCallbackError as exc:
-                self._refuse(str(exc.__context__))
-            except httptools.HttpParserError:
-                self._refuse("the request is not HTTP")
+            except httptools.HttpParserError as exc:
+                too_much = isinstance(exc.__context__, _TooMuch)
+                self._refuse(str(exc.__context__) if too_much else "the request is not HTTP")
             else:
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self._refuse(f"the request's head has over {MAX_HEAD_BYTES} bytes")
+                elif self._in_head or not (self._in_body or self._in_work()):
+                    self._wait_for_head()
             return
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_head = True
         self._ignores_upgrade = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             return
         if len(value) > MAX_LENGTH_DIGITS and name.lower() == b"content-length":
-            raise ValueError(f"the Content-Length has over {MAX_LENGTH_DIGITS} digits")
+            raise _TooMuch(f"the Content-Length has over {MAX_LENGTH_DIGITS} digits")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
+        self._in_head = False
+        self._stop_waiting_for_head()
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._ignores_upgrade = True
             return
         if len(self.pipeline) == MAX_WAITING:
-            raise ValueError(f"more than {MAX_WAITING} requests wait for the answer to another")
+            raise _TooMuch(f"more than {MAX_WAITING} requests wait for the answer to another")
         super().on_headers_complete()
         self._in_body = True
 
@@ -96,14 +113,15 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for cycle in self._unanswered():
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self._stop_waiting_for_head()
+        if self._served is not None:
+            self._served.disconnected = True
+            self._served.message_event.set()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._refusal is not None and not self._unanswered():
+        if self._refusal is not None and not self._in_work():
             self._send_refusal(self._refusal)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -119,23 +137,45 @@ class Connection(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
 
-    def _unanswered(self) -> list[RequestResponseCycle]:
-        served = [] if self._served is None or self._served.response_complete else [self._served]
-        return [*served, *(cycle for cycle, _ in self.pipeline)]
+    def _in_work(self) -> bool:
+        """Whether a request is; others may wait behind it."""
+        return self._served is not None and not self._served.response_complete
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def _stop_waiting_for_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._in_work():
+            self._wait_for_head()
+        elif self._in_head:
+            self._refuse(f"the request's head did not arrive within {HEAD_TIMEOUT_S:g} s")
+        else:
+            self.transport.close()
 
     def _refuse(self, reason: str) -> None:
         self._refusal = InvalidRequest(reason)
         if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()  # it will never have come
-        before = self._unanswered()
-        if not before or (self._in_body and before == [self.cycle]):
+        if not self._in_work():
             self._send_refusal(self._refusal)
+        elif self._in_body and self._served is self.cycle:
+            if self.cycle.response_started:  # which says that the connection is closed
+                self.transport.close()
+            else:
+                self._send_refusal(self._refusal)
 
     def _send_refusal(self, refusal: InvalidRequest) -> None:
         if self.transport.is_closing():
             return
         answer = error_response(refusal)
-        fields = [*answer.raw_headers, (b"connection", b"close")]
+        fields = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         head = STATUS_LINE[answer.status_code] + b"".join(b"%b: %b\r\n" % field for field in fields)
         self.transport.write(head + b"\r\n" + answer.body)
         if self.transport.can_write_eof():
