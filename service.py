@@ -39,7 +39,7 @@ from embedder.intake import Intake
 from embedder.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
 from embedder.settings import LATER_MAPPED_BYTES, SettingError, Settings
 from embedder.stored_model import EmbeddingModel
-from embedder.threads import started_threads
+from embedder.threads import new_threads_give_way, started_threads
 from embedder.urls import URLPolicy
 from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
 from embedder.wire.connection import Connection
@@ -222,8 +222,8 @@ class ImageEmbedder:
             raise embedding_model.unusable(str(error).partition("\n")[0]) from None
 
     def __init__(self) -> None:
-        with started_threads(1, "load") as pool:  # whose niceness ONNX Runtime's own threads take over
-            pool.submit(encoder.load, embedding_model.onnx_file(settings.precision)).result()
+        with new_threads_give_way():  # ONNX Runtime's own
+            encoder.load(embedding_model.onnx_file(settings.precision))
 
     @bentoml.on_startup
     async def start(self) -> None:

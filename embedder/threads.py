@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Barrier
 
 # Of a thread that computes. Where more of them than cores want to run, the event loop would get a core as
@@ -33,7 +34,20 @@ def started_threads(count: int, name: str) -> ThreadPoolExecutor:
     return pool
 
 
-def _give_way() -> None:
-    # Of this thread alone: to Linux each has a niceness of its own.
+@contextmanager
+def new_threads_give_way() -> Iterator[None]:
+    """Whatever threads a library starts while this lasts give way to others."""
+    before = _threads()
+    yield
+    for thread in _threads() - before:
+        _give_way(thread)
+
+
+def _threads() -> set[int]:
+    return {int(task) for task in os.listdir("/proc/self/task")}
+
+
+def _give_way(thread: int = 0) -> None:
+    """To Linux each thread has a niceness of its own; 0 is the one that calls."""
     with suppress(OSError):  # where that is forbidden, nothing is lost but this
-        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
