@@ -131,6 +131,7 @@ class Fetcher:
         self._stalls.close()
         await self._session.close()
         await self._resolver.close()
+        await asyncio.sleep(0)  # what was cut is closed in the event loop's next turn
 
     async def fetch(self, text: str, hold: Hold | None = None) -> bytes:
         """The body behind the URL `text`: at most `max_bytes`, beginning like an image, counted in `hold`.

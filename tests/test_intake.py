@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 
 from embedder.addresses import AddressPolicy
 from embedder.cache import EmbeddingCache
+from embedder.decode import first_picture
 from embedder.errors import (
     FetchFailed,
     FetchTimeout,
@@ -322,16 +323,23 @@ async def test_the_error_of_an_image_does_not_keep_the_image(origin: Origin, pho
 
 
 async def test_what_is_given_up_before_its_turn_is_not_kept(origin: Origin, photo: bytes) -> None:
-    busy = threading.Event()
+    busy, taken = threading.Event(), threading.Barrier(3)
     async with intake(origin) as desk:
+        queue = desk._decoders._work_queue
+
+        def keep_busy() -> None:
+            taken.wait(10)
+            busy.wait(60)
+
         for _ in range(2):
-            desk._decoders.submit(busy.wait)
+            desk._decoders.submit(keep_busy)
+        taken.wait(10)
 
         async def given_up() -> object:
             urls = [data_url(photo + bytes([number]) * (LARGE // 2)) for number in range(8)]
             task = asyncio.get_running_loop().create_task(_admit(desk, tuple(urls)))
-            before = desk._decoders._work_queue.qsize()
-            while desk._decoders._work_queue.qsize() < before + len(urls):  # noqa: ASYNC110 - nothing tells
+            queued = queue.qsize() + len(urls)
+            while queue.qsize() < queued:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -375,7 +383,7 @@ async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them
     origin: Origin, photo: bytes
 ) -> None:
     pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
-    memory = DecodingMemory(4 * 451 * 300)  # of one of them
+    memory = DecodingMemory(first_picture(photo, max_pixels=1_000_000).decoding_bytes)  # of one of them
     before = {stage: count(stage) for stage in ("decode_queue", "decode")}
     async with intake(origin, decoding_memory=memory) as desk:
         images = await in_task(desk, *map(data_url, pictures))
@@ -392,7 +400,8 @@ def count(stage: str) -> float:
 
 
 async def test_what_can_never_fit_is_refused_with_the_pixels_that_would(origin: Origin, photo: bytes) -> None:
-    async with intake(origin, decoding_memory=DecodingMemory(4 * 451 * 300 - 4)) as desk:
+    memory = DecodingMemory(first_picture(photo, max_pixels=1_000_000).decoding_bytes - 4)
+    async with intake(origin, decoding_memory=memory) as desk:
         (refused,) = await in_task(desk, data_url(photo))
     assert isinstance(refused, TooManyPixels)
     assert refused.limit_pixels == 451 * 300 - 1
