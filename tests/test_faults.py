@@ -24,6 +24,7 @@ import requests
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from embedder.wire.connection import MAX_WAITING
 from tests import pictures
 from tests.answers import hang
 from tests.origin import Origin
@@ -201,7 +202,8 @@ def test_answers_that_nobody_reads_keep_no_places(
 ) -> None:
     batch = post("/embed_batch", {"urls": [origin.url("/photo.jpg")] * 64})
     with Server(tmp_path / "log", {**environ, "EMBEDDER_WORKERS": "1"}) as server:
-        clients = [unread(server, 12 * batch) for _ in range(4)]
+        # As many as may wait: 6 MB of answers, which is more than a system keeps for who does not read.
+        clients = [unread(server, (1 + MAX_WAITING) * batch) for _ in range(4)]
         until(lambda: server.metric("embedder_in_flight_images") == 256)  # all there are
         until(lambda: server.metric("embedder_in_flight_images") == 0)
         assert _is_right(server, origin)
