@@ -140,9 +140,8 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
         if marker == _EOI:
             break
         (size,) = struct.unpack_from(">H", data, found.end())
-        if (
-            size < 2
-        ):  # itself: of less, decoders would take what follows for the rest, and see another picture
+        # Two are its own: of fewer, decoders would take what follows for them, and see another picture.
+        if size < 2:
             raise BadImage("the JPEG is damaged: a segment is shorter than its length")
         position = found.end() + size
         body = data[found.end() + 2 : position]

@@ -16,7 +16,7 @@ NICENESS = 5
 def started_threads(count: int, name: str) -> ThreadPoolExecutor:
     """A pool of `count` threads, all of which run, and give way to the thread that starts them.
 
-    Otherwise a pool starts them when there is work for them. Where no memory is left for a thread, that
+    A pool by itself starts them when there is work for them. Where no memory is left for a thread, that
     fails, or waits for ever for one that came to nothing: and it is the event loop that waits.
 
     Raises RuntimeError when they can't be started now.
