@@ -23,6 +23,8 @@ DIMENSION = 512
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # Rows that go through the network together on a CPU. More are no faster there, and take 4 MB each.
 _CPU_ROWS = 8
+# ONNX Runtime has no exception of its own for this.
+_NO_MEMORY = "Failed to allocate memory"
 
 
 class Encoder:
@@ -61,6 +63,8 @@ class Encoder:
 
         `n` may be 0. Blocking: call it off the event loop, from any number of threads. `alone` says that
         nothing else computes now: with one row it then takes half the time on two cores.
+
+        Raises MemoryError where there is too little for so many rows, and onnxruntime's exceptions.
         """
         if len(pixels) == 0:
             return np.empty((0, DIMENSION), dtype=np.float32)
@@ -70,8 +74,10 @@ class Encoder:
                 session.run(None, {"pixels": pixels[start : start + self._rows]})[0]
                 for start in range(0, len(pixels), self._rows)
             ]
-        except Exception:
+        except Exception as error:
             self.healthy = False
+            if _NO_MEMORY in str(error):
+                raise MemoryError(f"there is no memory to encode {len(pixels)} images") from error
             raise
         self.healthy = True
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +78,46 @@ def test_a_failure_makes_it_unhealthy_until_it_works_again(
     assert not encoder.healthy
     encoder.encode(pixels[:1])
     assert encoder.healthy
+
+
+# Prints what became of 8 rows and of 1, with each time a little more that may be mapped: in a process of its
+# own, since all of it has the limit.
+_WITH_LITTLE_MEMORY = """
+import os, resource, sys
+from collections import Counter
+from pathlib import Path
+import numpy as np
+from embedder.encoder import Encoder
+
+encoder = Encoder(threads=1, threads_alone=1)
+encoder.load(Path(sys.argv[1]))
+pixels = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+became = Counter()
+for more in range(0, 60_000_000, 5_000_000):
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, resource.RLIM_INFINITY))
+    for rows in (8, 1):
+        try:
+            encoder.encode(pixels[:rows])
+            became["encoded"] += encoder.healthy
+        except Exception as error:
+            became[type(error).__name__] += not encoder.healthy
+print(dict(became))
+"""
+
+
+def test_too_little_memory_is_told_apart_from_a_network_that_fails(onnx_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_LITTLE_MEMORY, str(onnx_file)],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    became = ast.literal_eval(done.stdout)
+    assert became.keys() == {"encoded", "MemoryError"}
+    assert became["encoded"] + became["MemoryError"] == 2 * 12
 
 
 def test_a_file_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
