@@ -322,12 +322,14 @@ def test_a_body_that_breaks_off_into_no_http_is_refused(lone: Server, before: in
 # Too late
 
 HEAD_TIMEOUT_S = 0.5
-WORK_S = 1.5
+WORK_S = 0.8
+KEEP_ALIVE_S = 0.3
 
 
 class Hasty:
     """uvicorn with these connections, which wait for heads no longer than HEAD_TIMEOUT_S.
 
+    Nor for anything longer than KEEP_ALIVE_S, between requests.
     Its application takes WORK_S for "/work".
     """
 
@@ -341,6 +343,7 @@ class Hasty:
             log_config=None,
             port=0,
         )
+        config.timeout_keep_alive = KEEP_ALIVE_S  # type: ignore[assignment]  # it takes what timers take
         self._server = uvicorn.Server(config)
         self._socket = config.bind_socket()
         self.port: int = self._socket.getsockname()[1]
@@ -411,6 +414,17 @@ def test_half_a_head_behind_a_request_in_work_waits_with_it(hasty: Hasty) -> Non
         assert client.answer()[0] == 200
         client.send(work[30:])
         assert client.answer()[0] == 200
+
+
+def test_half_a_head_is_waited_for_from_the_end_of_the_answer_before_it(hasty: Hasty) -> None:
+    work = HEALTH.replace(b"/health", b"/work")
+    with Client(hasty) as client:
+        client.send(work + HEALTH[:30])
+        assert client.answer()[0] == 200
+        begin_s = time.monotonic()
+        assert refused_for(client.answer()) == LATE
+        assert time.monotonic() - begin_s > HEAD_TIMEOUT_S - 0.1
+        assert client.statuses() == []
 
 
 def test_a_body_is_waited_for_by_who_reads_it(hasty: Hasty) -> None:

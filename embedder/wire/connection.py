@@ -28,7 +28,8 @@ from embedder.wire.route import error_response
 MAX_WAITING = 16
 # Of what is not a body: a request's line and headers, and what is around and behind a chunked body.
 MAX_HEAD_BYTES = 1 << 16
-# Until a connection's first request, and from the first byte of any to the end of its head.
+# Until a connection's first request, and from the first byte of any to the end of its head; or from the end
+# of the answer that it was sent behind.
 HEAD_TIMEOUT_S = 30.0
 # Of a Content-Length: no number of bytes has more. Of thousands of them Python makes no number.
 MAX_LENGTH_DIGITS = 20
@@ -74,7 +75,7 @@ class Connection(HttpToolsProtocol):
             else:
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self._refuse(f"the request's head has over {MAX_HEAD_BYTES} bytes")
-                elif self._in_head or not (self._in_body or self._in_work()):
+                elif not (self._in_body or self._in_work()):
                     self._wait_for_head()
             return
 
@@ -121,8 +122,13 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._refusal is not None and not self._in_work():
+        if self._in_work():
+            return
+        if self._refusal is not None:
             self._send_refusal(self._refusal)
+        elif self._in_head:  # part of it is there: the connection is not idle, as uvicorn takes it to be
+            self._unset_keepalive_if_required()
+            self._wait_for_head()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
@@ -152,9 +158,7 @@ class Connection(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._in_work():
-            self._wait_for_head()
-        elif self._in_head:
+        if self._in_head:
             self._refuse(f"the request's head did not arrive within {HEAD_TIMEOUT_S:g} s")
         else:
             self.transport.close()
