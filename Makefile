@@ -42,7 +42,7 @@ serve: setup
 	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' --weights '$(WEIGHTS)' --precision '$(PRECISION)'
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check .

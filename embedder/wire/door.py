@@ -77,7 +77,7 @@ OPENABLE: Mapping[str, frozenset[str]] = {
 ROUTES: Mapping[str, tuple[str, ...]] = {
     "/embed": _POST,
     "/embed_batch": _POST,
-    **dict.fromkeys(ALWAYS_OPEN.union(*OPENABLE.values()), _GET),
+    **dict.fromkeys(sorted(ALWAYS_OPEN.union(*OPENABLE.values())), _GET),
 }
 """Paths and their methods: all that there are."""
 
