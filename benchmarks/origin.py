@@ -7,6 +7,7 @@ serves the photo in place of the error.
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ SLOW_S = 5
 
 _CONFIGURATION = """
 daemon off;
+{user}
 worker_processes 1;
 pid {folder}/nginx.pid;
 error_log stderr crit;
@@ -73,6 +75,7 @@ class Origin:
         configuration = self._folder / "nginx.conf"
         configuration.write_text(
             _CONFIGURATION.format(
+                user="user root;" if os.geteuid() == 0 else "",  # who may read the photos, wherever they are
                 folder=self._folder,
                 photos=self._photos,
                 port=self.port,

@@ -808,7 +808,6 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        folder.chmod(0o755)  # nginx reads the photos as another user
         photos = make_photos(folder / "photos" / SIZE, SIZE)
         with Nginx(folder / "photos", folder, slow_s=20) as nginx:
             scene = Scene(
