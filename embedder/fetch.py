@@ -124,7 +124,7 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,  # no proxy variables, no netrc
-            trace_configs=[_notes_new_connections()],
+            trace_configs=[_notes_reused_connections()],
         )
 
     async def close(self) -> None:
@@ -165,14 +165,15 @@ class Fetcher:
         """The image at `url`, or where it redirects to.
 
         Origins close kept connections when they like, many at once, and it may be in the moment that one is
-        used again. Only what a new connection does is the origin's answer.
+        used again; or the rest of an earlier answer comes then. Only what a new connection does before there
+        is an answer is the origin's doing.
         """
         while True:
             attempt = _Attempt()
             try:
                 return await self._try_to_get(url, deadline, hold, attempt)
-            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-                if attempt.connected_anew:
+            except (aiohttp.ClientError, ValueError):
+                if attempt.answered or not attempt.reused:
                     raise
 
     async def _try_to_get(
@@ -193,6 +194,7 @@ class Fetcher:
         async with self._session.get(
             url, timeout=timeout, allow_redirects=False, trace_request_ctx=attempt
         ) as response:
+            attempt.answered = True
             if response.status in _REDIRECTS:
                 return self._redirect_target(url, response)
             self._check_head(response)
@@ -215,9 +217,10 @@ class Fetcher:
     def _check_head(self, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
             raise FetchFailed(f"the image's server answered {response.status}")
-        encodings = ",".join(response.headers.getall("Content-Encoding", [])).lower().split(",")
-        if any(encoding.strip() not in ("", "identity") for encoding in encodings):
+        if any(coding not in ("", "identity") for coding in _codings(response, "Content-Encoding")):
             raise FetchFailed("the image's server answered with a Content-Encoding that was not asked for")
+        if _codings(response, "Transfer-Encoding") not in (["chunked"], ["identity"], [""]):
+            raise FetchFailed("the image's server answered with a Transfer-Encoding that was not asked for")
         if response.content_length is not None and response.content_length > self._max_bytes:
             raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
 
@@ -323,19 +326,24 @@ def _stall_is_to_blame(stalled_s: float, *, limit_s: float) -> bool:
     return stalled_s > max(limit_s / 2, MIN_STALL_S)
 
 
+def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
+    return [coding.strip().lower() for coding in ",".join(response.headers.getall(header, [])).split(",")]
+
+
 @dataclass
 class _Attempt:
-    connected_anew: bool = False
+    reused: bool = False
+    answered: bool = False
 
 
-def _notes_new_connections() -> aiohttp.TraceConfig:
-    """Notes in the `_Attempt` that a request is given whether a connection was made for it."""
+def _notes_reused_connections() -> aiohttp.TraceConfig:
+    """Notes in the `_Attempt` that a request is given whether its connection was used before."""
 
     async def note(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        context.trace_request_ctx.connected_anew = True
+        context.trace_request_ctx.reused = True
 
     traces = aiohttp.TraceConfig()
-    traces.on_connection_create_start.append(note)
+    traces.on_connection_reuseconn.append(note)
     return traces
 
 
@@ -368,18 +376,19 @@ class _OneAnswer(ResponseHandler):
         if not data:  # aiohttp's own call, to go on with what it has, which may be more than one answer
             super().data_received(data)
             self._cut_what_is_too_much()
-            return
-        if self._answered and not self._in_body():
-            self._cut()
+            self._cut_what_began_after_it()
             return
         position = 0
         while position < len(data) and self.is_connected():
-            # A head goes to the parser bit by bit: the rest of a flood of heads is not worth parsing.
-            end = len(data) if self._in_body() else min(position + HEAD_STEP_BYTES, len(data))
+            if self._is_over():
+                self._cut()
+                return
+            end = len(data) if self._in_body() else self._end_of_head_step(data, position)
             self._received_bytes += end - position
             super().data_received(data[position:end])
             position = end
             self._cut_what_is_too_much()
+        self._cut_what_began_after_it()
 
     def close(self) -> None:
         # Without TLS's farewell: it would wait half a minute for the peer's, and read all that comes instead.
@@ -397,6 +406,18 @@ class _OneAnswer(ResponseHandler):
     def _in_body(self) -> bool:
         return self._payload is not None and not self._payload.is_eof()
 
+    def _is_over(self) -> bool:
+        return self._answered and not self._in_body()
+
+    def _end_of_head_step(self, data: bytes, start: int) -> int:
+        """A head goes to the parser bit by bit: the rest of a flood of heads is not worth parsing.
+
+        And without what follows it, where a mistake would be taken for the head's.
+        """
+        end = start + HEAD_STEP_BYTES
+        blank_line = data.find(b"\r\n\r\n", start, end)
+        return min(end, len(data)) if blank_line < 0 else blank_line + 4
+
     def _break_body_off(self, cause: BaseException) -> None:
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(aiohttp.ClientPayloadError("the body broke off"), cause)
@@ -407,6 +428,20 @@ class _OneAnswer(ResponseHandler):
         # While reading is paused, not all that was received is parsed yet: the rest may be body.
         tiny = framing_bytes > MAX_FRAMING_BYTES + body_bytes // 16 and not self._reading_paused
         if tiny or self._heads > MAX_HEADS:
+            self._cut()
+
+    def _cut_what_began_after_it(self) -> None:
+        """aiohttp forgets what it has of a next answer when the connection is used again.
+
+        The rest of it would be the answer to that request.
+        """
+        if self._parser is None or not self._is_over():
+            return
+        try:
+            began = self._parser.feed_eof() is not None
+        except (aiohttp.http.HttpProcessingError, ValueError):  # it began with what is no head
+            began = True
+        if began:
             self._cut()
 
     def _cut(self) -> None:

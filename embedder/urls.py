@@ -7,6 +7,7 @@ differently (odd spellings of addresses, backslashes, user names, missing slashe
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -23,14 +24,21 @@ MAX_HOST_CHARACTERS = 253  # RFC 1035 section 2.3.4, less the root's empty label
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
-_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]*))?")
+# Scheme and port have limits because errors show them.
+_SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # WHATWG URL, "ends in a number": such a host is read as an IPv4 address by browsers and by the C library,
 # whatever comes before.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _DOT = re.compile(r"\.|%2e", re.IGNORECASE)
 _DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
+# What does not show, and what turns text around: a person would read another URL than a program. Unassigned
+# characters are not among them, as a newer Unicode, and so another Python, may have assigned them.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+_JOINERS = frozenset(
+    "\u200c\u200d"
+)  # of the category Cf, but part of Persian's and Hindi's words and of emoji
 # Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
 _KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
 
@@ -52,6 +60,9 @@ class URLPolicy:
         Raises URLNotAllowed, and nothing else, whatever `text` is.
         """
         _check_characters(text)
+        return self._admit(text)
+
+    def _admit(self, text: str) -> URL:
         parts = _SPLIT.fullmatch(text)
         if parts is None:
             raise URLNotAllowed("the URL does not begin with http:// or https:// and a host")
@@ -84,17 +95,19 @@ class URLPolicy:
         # What is before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
         if _SCHEME.match(location):
             return self.admit(location)
+        # Not the joined URL: what was escaped in `url` is up to nine times as long as it was when admitted.
+        _check_characters(location)
         if location.startswith("//"):
-            return self.admit(f"{url.scheme}:{location}")
+            return self._admit(f"{url.scheme}:{location}")
         origin = f"{url.scheme}://{url.raw_authority}"
         if location.startswith("/"):
-            return self.admit(origin + location)
+            return self._admit(origin + location)
         if location.startswith("?"):
-            return self.admit(origin + url.raw_path + location)
+            return self._admit(origin + url.raw_path + location)
         if location.startswith("#") or not location:
-            return self.admit(str(url) + location)
+            return self._admit(str(url) + location)
         folder, _, _ = url.raw_path.rpartition("/")
-        return self.admit(f"{origin}{folder}/{location}")
+        return self._admit(f"{origin}{folder}/{location}")
 
     def _admitted_host(self, text: str) -> str:
         """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""
@@ -124,9 +137,8 @@ class URLPolicy:
 def _check_characters(text: str) -> None:
     if len(text) > MAX_URL_CHARACTERS:
         raise URLNotAllowed(f"the URL has {len(text)} characters; the limit is {MAX_URL_CHARACTERS}")
-    # isprintable is false for control, format, surrogate and unassigned characters and for every blank
-    # but the ASCII one.
-    if not text.isprintable() or " " in text or "\\" in text:
+    invisible = {c for c in set(text) - _JOINERS if unicodedata.category(c) in _INVISIBLE}
+    if invisible or "\\" in text:
         raise URLNotAllowed("the URL contains a blank, a backslash or an invisible character; escape it")
 
 
@@ -150,6 +162,8 @@ def _without_dots(path: str) -> str:
 def _ascii_host(text: str) -> str:
     host = text.lower()
     if not text.isascii():
+        if not _JOINERS.isdisjoint(text):  # which IDNA 2003 drops and IDNA 2008 keeps
+            raise URLNotAllowed("the URL's host is not a valid international name")
         # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
         try:
             host = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")

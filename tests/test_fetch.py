@@ -290,6 +290,7 @@ async def test_an_image_comes_back_byte_for_byte(origin: Origin) -> None:
         pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + with_length(CAT), id="after-103"),
         pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + with_length(CAT), id="after-100"),
         pytest.param(with_length(CAT, b"Content-Encoding: identity\r\n"), id="content-encoding-identity"),
+        pytest.param(OK + b"Transfer-Encoding: identity\r\n\r\n" + CAT, id="transfer-encoding-identity"),
     ],
 )  # fmt: skip
 async def test_every_framing_gives_the_same_bytes(origin: Origin, answer: bytes) -> None:
@@ -900,6 +901,17 @@ async def test_a_content_encoding_is_refused(origin: Origin, encoding: str) -> N
     assert "Content-Encoding" in text
 
 
+@pytest.mark.parametrize(
+    "coding", ["gzip", "gzip, chunked", "chunked, identity", "xchunked", "chunked;q=1", "chunked, chunked"]
+)
+async def test_a_transfer_encoding_but_chunks_is_refused(origin: Origin, coding: str) -> None:
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(CAT), CAT) if "chunked" in coding else CAT
+    origin.raw("/coded", says(OK + f"Transfer-Encoding: {coding}\r\n\r\n".encode() + body))
+    async with fetching(origin) as fetcher:
+        kind, code, _ = await outcome(fetcher.fetch(origin.url("/coded")))
+    assert (kind, code) == (FetchFailed, "fetch_failed")
+
+
 async def test_a_second_content_encoding_header_is_refused_too(origin: Origin) -> None:
     headers = b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n"
     origin.raw("/encoded", says(with_length(CAT, headers)))
@@ -931,6 +943,77 @@ async def test_a_second_answer_behind_a_body_that_was_read_with_pauses_answers_n
         for _ in range(20):
             assert await fetcher.fetch(origin.url("/twice")) == body
             assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+
+
+SMALL = CAT[:100]
+BEGINNINGS = {"one letter": b"H", "half a head": b"HTTP/1.1 200 OK\r\nX-Its: ", "no head": b"x"}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        pytest.param(with_length(CAT), CAT, id="length"),
+        pytest.param(with_length(SMALL), SMALL, id="small"),
+        pytest.param(chunked(CAT, b""), CAT, id="chunks"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + with_length(SMALL), SMALL, id="interim"),
+    ],
+)
+async def test_what_begins_behind_an_answer_is_never_part_of_the_next(
+    origin: Origin, answer: bytes, body: bytes, beginning: bytes
+) -> None:
+    rests = []
+
+    async def and_the_rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer + beginning)
+        rests.append(await reader.read(1))  # of a next request: nothing when the connection was cut
+        if rests[-1]:
+            writer.write(with_length(DOG).removeprefix(beginning))
+
+    origin.raw("/more", and_the_rest)
+    async with fetching(origin) as fetcher:
+        for _ in range(3):
+            assert await fetcher.fetch(origin.url("/more")) == body
+            assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+        await until(lambda: len(rests) == 3)
+    assert rests == [b""] * 3
+
+
+async def test_text_behind_a_redirect_without_a_length_does_not_spoil_it(origin: Origin) -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\nContent-Length: 0\r\n\r\n"
+    origin.raw("/moved", says(head + b"<html>Found.</html>"))
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/moved")) == CAT
+
+
+@pytest.mark.parametrize(
+    "rest", [b"x", b"HTTP/1.1 1", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9], ids=["byte", "head", "heads"]
+)
+async def test_what_comes_late_on_a_kept_connection_fails_no_other_fetch(origin: Origin, rest: bytes) -> None:
+    late = asyncio.get_running_loop().create_future()
+
+    async def and_later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(with_length(CAT))
+        request = await reader.read(1)
+        writer.write(rest)
+        await asyncio.sleep(0)
+        late.get_loop().call_soon_threadsafe(late.set_result, request)
+
+    origin.raw("/later", and_later)
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/later")) == CAT
+        assert await fetcher.fetch(origin.url("/dog.png")) == DOG
+        assert await late == b"G"  # it was the request for the dog that it answered
+
+
+async def test_the_same_on_a_new_connection_is_the_origins_answer(origin: Origin) -> None:
+    origin.raw("/broken", says(b"x"))
+    async with fetching(origin) as fetcher:
+        assert (await outcome(fetcher.fetch(origin.url("/broken"))))[0] is FetchFailed
+        assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+        assert (await outcome(fetcher.fetch(origin.url("/broken"))))[0] is FetchFailed
+    # The last one was asked for on the kept connection first.
+    assert len([request for request in origin.requests if request.path == "/broken"]) == 3
 
 
 async def test_an_answer_on_an_idle_connection_answers_nobody(origin: Origin) -> None:
