@@ -26,6 +26,9 @@ HEAD_BYTES = 16
 
 MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders write 10 to 12
 MAX_PARTS = 2000  # of a JPEG, a PNG, or the first frame of an animated WebP
+# Of a JPEG's quantisation tables before its first scan: Pillow goes through them in Python and copies what is
+# left each time: a second for 20 MB. Encoders write four at most, of 65 or 129 bytes.
+JPEG_TABLE_BYTES = 65_536
 PNG_SIDE = 65_535  # as in a JPEG or a GIF: rows take memory beside their pixels, one of millions a second
 PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
@@ -35,7 +38,7 @@ MAX_CODE_SETS = 4096  # of a lossless WebP; libwebp's encoder writes up to 2600,
 # What a picture may cost to decode beyond its number of pixels, for each pixel of the limit or of
 # WORK_PIXELS, whichever is more: a low limit is no reason to refuse a 16-bit PNG. The dearest 50
 # million pixels took 3.1 s without these limits (JPEG; WebP 2.7) and take up to 1.9 s of CPU within them
-# (an interlaced PNG of RGBA in 20 MB, Paeth-filtered; JPEG 1.1, WebP 1.0), on one core of the 2-core
+# (an interlaced PNG of RGBA in 20 MB, Paeth-filtered; JPEG 1.5, WebP 1.3), on one core of the 2-core
 # machine that they were measured on, with Pillow 13. Walking through the parts takes up to 0.6 s more.
 WORK_PIXELS = 50_000_000
 PNG_BYTES = 4  # bytes once inflated: as many as 8-bit RGBA has, half of what 16-bit RGBA has
@@ -48,7 +51,7 @@ PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 18, 8
 CODE_SET_MEMORY = 20_000  # for each of a lossless WebP: libwebp's largest tables
 # A JPEG whose first scan is not all of it, as each progressive one's, holds two bytes for each of its samples
 # until the last scan; another is scaled down row by row, unless it is narrow.
-JPEG_MEMORY, NARROW_JPEG_MEMORY = 1, 4
+JPEG_MEMORY, NARROW_JPEG_MEMORY = 2, 4
 NARROW_PIXELS = 1024
 
 # A marker with a segment behind it: not a stuffed zero, TEM, a restart or a fill byte.
@@ -125,7 +128,7 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
-    width = height = pixels = stored = components = scans = samples = memory = 0
+    width = height = pixels = stored = components = scans = samples = memory = table_bytes = 0
     progressive = coarse = False
     orientation: int | None = None
     kept = [b"\xff\xd8"]
@@ -166,6 +169,10 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
                 raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
             samples += pixels * body[0]
             _check_work("JPEG", samples, JPEG_SAMPLES, "samples over its scans", max_pixels)
+        elif marker == _DQT and not scans:
+            table_bytes += size
+            if table_bytes > JPEG_TABLE_BYTES:
+                raise BadImage(f"the JPEG has over {JPEG_TABLE_BYTES} bytes of quantisation tables")
         elif marker in _SOF_UNUSUAL:
             raise BadImage("the JPEG is lossless, hierarchical or arithmetic-coded")
         elif marker == _SOI:
@@ -296,10 +303,7 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
         struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in kept
     )
     frame = _webp_frame(kept[-1][1]) if animated else kept
-    work = pixels + sum(
-        len(body) * (LOSSLESS_PIXELS_PER_BYTE if kind == b"VP8L" else LOSSY_PIXELS_PER_BYTE)
-        for kind, body in frame
-    )
+    work = pixels + sum(len(body) * _webp_pixels_per_byte(kind, body) for kind, body in frame)
     _check_work("WEBP", work, WEBP_PIXELS, "pixels and coded bytes", max_pixels)
     sets = _webp_code_sets(frame)
     if sets > MAX_CODE_SETS:
@@ -337,6 +341,13 @@ def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
         chunks.append((kind, body[position + 8 : position + 8 + size]))
         position += 8 + size + size % 2
     return chunks
+
+
+def _webp_pixels_per_byte(kind: bytes, body: bytes) -> int:
+    """What a coded byte of a chunk costs, in pixels."""
+    if kind == b"ALPH" and body[0] & 3 == 0:  # not compressed, but copied
+        return 1
+    return LOSSLESS_PIXELS_PER_BYTE if kind == b"VP8L" else LOSSY_PIXELS_PER_BYTE
 
 
 def _webp_code_sets(frame: list[tuple[bytes, bytes]]) -> int:

@@ -38,6 +38,10 @@ CROP = 224
 
 STRIP_ROWS = 256  # a strip of a 50-megapixel square is 7 MB: fits a cache, unlike the 200 MB whole
 
+# What is decoded was admitted by its pixels before. Pillow's own limit is in some of its plugins too, and a
+# `max_pixels` above it would mean nothing there.
+Image.MAX_IMAGE_PIXELS = None
+
 _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -55,7 +59,6 @@ _PILLOW_RAISES = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 """On damaged data, from its plugins' own parsing or its C code."""
 
@@ -95,7 +98,7 @@ def decode_picture(picture: Picture) -> NDArray[np.uint8]:
 
 
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
-    # Not Image.open: it would try formats, and warn of large images by a limit of its own.
+    # Not Image.open: it would try other formats as well.
     image = _PLUGINS[picture.format](io.BytesIO(picture.data))
     if image.size != (picture.width, picture.height):  # all limits are of the picture that was admitted
         raise BadImage(f"the {picture.format} is damaged: it states two sizes")

@@ -235,6 +235,15 @@ def webp_canvas(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
     return b"VP8X", bytes([flags, 0, 0, 0]) + sizes
 
 
+def webp_of_one_colour(width: int, height: int) -> bytes:
+    """A lossless WebP, black, whose codes have one symbol each: its pixels take no bit at all."""
+    sizes = (width - 1) | (height - 1) << 14
+    bits = sizes << 8 | 0x2F  # no alpha, version 0, no transform, no colour cache, one group of codes
+    for code in range(5):
+        bits |= 0b0001 << 8 + 28 + 4 + 3 + 4 * code
+    return webp_of_chunks([(b"VP8L", bits.to_bytes(32, "little"))])
+
+
 def webp_of_codes(side: int = 1024) -> bytes:
     """A lossless WebP that has prefix codes of their own for each 4 x 4 pixels, as large as tables get.
 

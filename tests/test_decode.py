@@ -164,7 +164,7 @@ def test_a_jpeg_of_coarse_colours_is_scaled_only_as_far_as_its_colours_can_be(
     theirs = recipe(Image.open(io.BytesIO(jpeg)))
     assert_close(pixels_of(jpeg), theirs, mean=SCALED_MEAN, greatest=SCALED_MAX)
     picture = first_picture(jpeg, max_pixels=MAX_PIXELS)
-    per_pixel = 1 if min(size) >= 2048 else 4
+    per_pixel = 2 if min(size) >= 2048 else 4
     assert picture.decoding_bytes == pytest.approx(per_pixel * picture.pixels, rel=0.01)  # of whole blocks
 
 
@@ -570,13 +570,32 @@ def test_a_small_file_of_a_huge_picture_is_refused_by_its_header(name: str) -> N
     assert time.thread_time() - started < 0.1
 
 
-def test_a_limit_above_pillows_own_is_used_without_a_warning() -> None:
-    bomb = pictures.png_bomb(10_000, 10_000, 1, GREY)  # Pillow warns from 89 million on
+PILLOW_WARNS_OF: dict[str, Callable[[], bytes]] = {  # from 89 million pixels on
+    "png": lambda: pictures.png_bomb(10_000, 10_000, 1, GREY),
+    "webp": lambda: pictures.webp_of_one_colour(10_000, 10_000),
+    "gif": lambda: encoded(Image.new("P", (10_000, 10_000)), "GIF"),
+    "gif that grows": lambda: (
+        pictures.gif_head(1, 1) + encoded(Image.new("L", (10_000, 10_000)), "GIF").partition(b"\0" * 9)[2]
+    ),
+    "jpeg": lambda: encoded(Image.new("L", (10_000, 10_000)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", PILLOW_WARNS_OF)
+def test_a_limit_above_pillows_own_is_used_without_a_warning(name: str) -> None:
+    large = PILLOW_WARNS_OF[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert (decode(bomb, max_pixels=100_000_000) == 0).all()
+        assert (decode(large, max_pixels=100_000_000) == 0).all()
     with pytest.raises(TooManyPixels):
-        decode(bomb, max_pixels=99_999_999)
+        decode(large, max_pixels=99_999_999)
+
+
+def test_nor_is_pillows_own_limit_twice_as_high_one() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (decode(pictures.png_bomb(18_000, 10_000, 1, GREY), max_pixels=180_000_000) == 0).all()
+        assert (decode(encoded(Image.new("P", (18_000, 10_000)), "GIF"), max_pixels=180_000_000) == 0).all()
 
 
 def test_a_jpeg_with_64_scans_passes_and_one_with_65_is_refused() -> None:
@@ -637,7 +656,7 @@ def test_scans_times_pixels_are_limited_too() -> None:
 
 @pytest.mark.parametrize(
     ("frame", "in_first_scan", "bytes_per_pixel"),
-    [(0xC0, 3, 1), (0xC1, 3, 1), (0xC0, 1, 7), (0xC0, 2, 7), (0xC1, 1, 7), (0xC2, 3, 7), (0xC2, 1, 7)],
+    [(0xC0, 3, 2), (0xC1, 3, 2), (0xC0, 1, 8), (0xC0, 2, 8), (0xC1, 1, 8), (0xC2, 3, 8), (0xC2, 1, 8)],
 )
 def test_a_jpeg_of_several_scans_counts_the_samples_that_the_decoder_holds(
     frame: int, in_first_scan: int, bytes_per_pixel: int
@@ -661,6 +680,17 @@ def test_a_webp_of_many_pixels_and_many_bytes_is_refused() -> None:
     webp = pictures.webp_of_chunks([pictures.webp_canvas(7_000, 7_000), (b"VP8 ", bytes(3_300_000))])
     with pytest.raises(BadImage, match="pixels and coded bytes; the limit is 65000000"):
         pixels_of(webp)
+
+
+def test_an_alpha_that_is_not_compressed_costs_no_more_than_its_pixels() -> None:
+    plain = encoded(photo(3_800, 3_200), "WEBP", method=0)
+    alpha = bytes(1) + b"\xff" * (3_800 * 3_200)  # as cwebp's -alpha_method 0 writes it
+    canvas = pictures.webp_canvas(3_800, 3_200, flags=0x10)
+    opaque = pictures.webp_of_chunks([canvas, (b"ALPH", alpha), *pictures.webp_chunks(plain)])
+    assert 12_000_000 < len(opaque) < 20_000_000
+    assert_close(
+        pixels_of(opaque), pixels_of(plain).astype(np.float64), mean=UPRIGHT_MEAN, greatest=EXACT_MAX
+    )
 
 
 def test_a_lossless_webp_of_many_megabytes_passes() -> None:
@@ -704,6 +734,11 @@ print(resident("VmHWM") - before, picture.decoding_bytes)
 """
 LARGE: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: encoded(photo(4000, 3000), "JPEG"),
+    # Just too small to be scaled down, or more, while it is decoded.
+    "jpeg: 2047 pixels": lambda: encoded(photo(2047, 2047), "JPEG"),
+    "jpeg: 4095 pixels of 4:2:2": lambda: encoded(photo(4095, 4095), "JPEG", subsampling=1),
+    "jpeg: 4095 pixels of 4:1:1": lambda: pictures.jpeg_of_coarse_colours(4095, 4095, 0x41),
+    "jpeg: 1024 pixels in CMYK": lambda: encoded(photo(1024, 1024).convert("CMYK"), "JPEG"),
     "jpeg: narrow": lambda: encoded(photo(900, 12_000), "JPEG"),
     "jpeg: progressive": lambda: encoded(photo(4000, 3000), "JPEG", progressive=True),
     "jpeg: narrow and progressive": lambda: encoded(photo(900, 12_000), "JPEG", progressive=True),
@@ -749,10 +784,19 @@ def _gif_of_7000(data: bytes) -> bytes:
     return pictures.gif_head(7_000, 7_000) + pictures.gif_frame(7_000, 7_000, data) + b";"
 
 
+TABLE = b"\0" + bytes(range(1, 65))  # its number and precision, and its 64 divisors
 PIXEL_FRAME = pictures.gif_frame(1, 1, pictures.GIF_PIXEL)
 
 # What they give, and how to make them: Pillow needs seconds to hours for some if it sees all.
 FLOODS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "20 MB of quantisation tables": (
+        "BadImage",
+        lambda: pictures.with_segments(_sample("jpeg"), pictures.jpeg_segment(0xDB, TABLE * 1_008) * 300),
+    ),
+    "as many quantisation tables as may be": (
+        "pixels",
+        lambda: pictures.with_segments(_sample("jpeg"), pictures.jpeg_segment(0xDB, TABLE * 1_000)),
+    ),
     "5 million empty comments": (
         "BadImage",
         lambda: pictures.with_segments(_sample("jpeg"), b"\xff\xfe\0\2" * 5_000_000),
