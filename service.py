@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 from pathlib import Path
 
 import bentoml
@@ -31,6 +30,7 @@ from embedder.api_keys import APIKeys
 from embedder.batching import eager_batching
 from embedder.cache import EmbeddingCache
 from embedder.cores import Cores, available_cores
+from embedder.descriptors import raise_descriptor_limit
 from embedder.drain import Drain
 from embedder.encoder import Embeddings, Encoder, Pixels
 from embedder.errors import Draining, megabytes
@@ -174,12 +174,6 @@ async def retry_failed_encoder() -> None:
         await asyncio.sleep(RETRY_S)
         if not encoder.healthy:
             await asyncio.to_thread(encoder.try_again)
-
-
-def raise_descriptor_limit() -> None:
-    """To what the system grants: shells often start with 1024, and each client and download takes one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def health() -> str:

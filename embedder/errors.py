@@ -108,10 +108,10 @@ class UnsupportedMediaType(RequestError):
         self.media_type = media_type
         self.encoding = encoding
         super().__init__(
-            f"the body's Content-Type is {media_type!r}; send application/json "
+            f"the body's Content-Type is {media_type[:100]!r}; send application/json "
             "(curl: -H 'Content-Type: application/json')"
             if encoding is None
-            else f"the body's Content-Encoding is {encoding!r}; send it without one"
+            else f"the body's Content-Encoding is {encoding[:100]!r}; send it without one"
         )
 
 

@@ -27,6 +27,7 @@ from yarl import URL
 from embedder import metrics
 from embedder.addresses import Address, AddressPolicy
 from embedder.decode import HEAD_BYTES, sniff
+from embedder.descriptors import is_reserved
 from embedder.errors import (
     Draining,
     FetchFailed,
@@ -250,7 +251,11 @@ class Fetcher:
         zone = sockaddr[3] if len(sockaddr) == 4 else 0
         if zone or not _may_dial(address, self._urls.addresses):
             raise PermissionError(errno.EACCES, "address not allowed")
-        return self._new_socket(family, kind, protocol)
+        opened = self._new_socket(family, kind, protocol)
+        if is_reserved(opened.fileno()):
+            opened.close()
+            raise OSError(errno.EMFILE, "only reserved descriptors are left")
+        return opened
 
     def _translated(self, exc: Exception) -> FetchFailed | FetchTimeout | Overloaded:
         """What a client is told of an error of aiohttp's or the system's."""

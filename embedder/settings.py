@@ -325,15 +325,25 @@ class Settings:
         """
         known = {knob.variable for knob in KNOBS.values()}
         for variable in sorted(environ.keys() - known):
-            meant = _meant(variable, known) if variable.startswith("EMBEDDER_") else None
+            meant = _meant(variable, known) if variable.upper().startswith("EMBEDDER_") else None
             if meant:
                 raise SettingError(variable, "...", f"no value, as it is no setting; did you mean {meant}?")
         values = {name: _read(knob, environ) for name, knob in KNOBS.items()}
         automatic = _automatic_bytes(
             available_memory_bytes(), mappable_bytes=mappable_bytes(), workers=values["workers"]
         )
+        # One request's body, and the images in its `data:` URLs. What has no room even alone would be told to
+        # come again for ever.
+        least_bytes = max(2 * values["max_body_bytes"], values["max_image_bytes"])
+        automatic["max_in_flight_bytes"] = max(automatic["max_in_flight_bytes"], least_bytes)
         values.update((name, automatic[name]) for name, value in values.items() if value is None)
         settings = cls(**values)
+        if settings.max_in_flight_bytes < least_bytes:
+            raise SettingError(
+                "EMBEDDER_MAX_IN_FLIGHT_BYTES",
+                str(settings.max_in_flight_bytes),
+                f"at least {least_bytes}: EMBEDDER_MAX_IMAGE_BYTES, and twice EMBEDDER_MAX_BODY_BYTES",
+            )
         if settings.max_urls > settings.max_in_flight_images:
             raise SettingError(
                 "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
@@ -366,11 +376,14 @@ def _read(knob: Knob, environ: Mapping[str, str]) -> Any:  # Any: as Knob.parse
 
 
 def _meant(variable: str, known: set[str]) -> str | None:
-    """The setting that `variable` may be a misspelling of: nearly the same name, or one with words left out.
+    """The setting that `variable` may be a misspelling of, in any case.
 
-    Anything else is somebody else's variable, like those that Kubernetes makes for a service's name.
+    Nearly the same name, or one with words left out or added, as in EMBEDDER_API_KEYS_FILE. Anything else is
+    somebody else's variable, like those that Kubernetes makes for a service's name.
     """
-    words = set(variable.split("_"))
+    words = set(variable.upper().split("_"))
     left_out = [name for name in sorted(known) if words < set(name.split("_"))]
-    near = get_close_matches(variable, known, n=1, cutoff=0.9)
-    return next(iter(near or left_out), None)
+    # Not to those of one word: Kubernetes makes EMBEDDER_PORT_80_TCP, and others from "embedder-model".
+    added = [name for name in sorted(known) if words > set(name.split("_")) and name.count("_") > 1]
+    near = get_close_matches(variable.upper(), known, n=1, cutoff=0.9)
+    return next(iter(near or left_out or added), None)

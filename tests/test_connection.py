@@ -262,6 +262,32 @@ def test_a_head_just_below_the_limit_is_read(lone: Server) -> None:
             assert client.answer()[0] == 200
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEALTH[:-2] + b"X-Name: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        HEALTH[:-2] + b"".join(b"X-%04d: x\r\n" % number for number in range(10_000)) + b"\r\n",
+        b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["field", "fields", "target"],
+)
+@pytest.mark.parametrize("before", [b"", HEALTH, post(b"{}".ljust(MAX_HEAD_BYTES))])
+def test_a_head_over_the_limit_is_refused_in_one_piece_too(lone: Server, head: bytes, before: bytes) -> None:
+    with Client(lone) as client:
+        client.send(before + head)
+        if before:
+            client.answer()
+        assert refused_for(client.answer()) == f"the request's head has over {MAX_HEAD_BYTES} bytes"
+        assert client.statuses() == []
+
+
+def test_a_body_beside_its_head_is_no_part_of_it(lone: Server) -> None:
+    with Client(lone) as client:
+        for _ in range(3):
+            client.send(post(b"{}".ljust(3 * MAX_HEAD_BYTES)))
+            assert client.answer()[0] == 400
+
+
 def test_what_is_behind_a_body_is_no_header(lone: Server) -> None:
     head = b"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
     with Client(lone) as client:

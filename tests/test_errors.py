@@ -182,6 +182,13 @@ def test_a_media_type_is_quoted_so_that_nothing_in_it_breaks_the_line() -> None:
 
 
 @pytest.mark.parametrize(
+    "error", [UnsupportedMediaType("a" * 9999), UnsupportedMediaType("", encoding="b" * 9999)]
+)
+def test_what_a_client_sends_comes_back_in_excerpts(error: UnsupportedMediaType) -> None:
+    assert len(str(error)) < 250
+
+
+@pytest.mark.parametrize(
     ("size", "said"),
     [
         (0, "0 MB"),

@@ -25,6 +25,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedder.wire.connection import MAX_WAITING
+from embedder.wire.door import ROUTES
 from tests import pictures
 from tests.answers import hang
 from tests.origin import Origin
@@ -222,6 +223,51 @@ def test_with_few_descriptors_what_can_be_answered_is_and_then_everything(
             connection.close()
         until(lambda: _is_right(server, origin))
         assert len(server.workers()) == 2
+
+
+def test_clients_and_downloads_leave_the_service_the_descriptors_that_it_needs(
+    tmp_path: Path, environ: dict[str, str], origin: Origin, photo: bytes
+) -> None:
+    origin.raw("/hangs.jpg", hang)
+    environ = {**environ, "EMBEDDER_WORKERS": "1", "EMBEDDER_FETCH_TIMEOUT_S": "5"}
+    with Server(tmp_path / "log", environ, prefix=("prlimit", "--nofile=72:72")) as server:
+        # Nothing was asked of it yet: it reads files and imports modules with the first requests.
+        asking = [requests.Session() for _ in range(60)]
+        answered = [session for session in asking if _status(session, f"{server.url}/livez") == 200]
+        assert 8 < len(answered) < 60  # the others were cut off
+        embed = partial(answered[0].post, f"{server.url}/embed", timeout=10)
+        for _ in range(2):
+            assert embed(json={"url": origin.url("/photo.jpg")}).status_code in (200, 429)
+            assert embed(json={"url": pictures.data_url(photo)}).status_code == 200
+            _assert_everything_is_answered(answered[0], server.url)
+        for session in asking[1:]:
+            session.close()
+        until(lambda: embed(json={"url": origin.url("/photo.jpg")}).status_code == 200)
+
+        urls = [origin.url(f"/hangs.jpg?{number}") for number in range(64)]
+        with ThreadPoolExecutor(1) as other:
+            batch = other.submit(server.post, "/embed_batch", {"urls": urls})
+            until(lambda: origin.connections.open >= 8)
+            _assert_everything_is_answered(answered[0], server.url)
+            codes = [error["code"] for error in batch.result().json()["errors"]]
+        assert set(codes) == {"overloaded", "fetch_timeout"}
+        assert "Traceback" not in server.log.read_text()
+
+
+def _status(session: requests.Session, url: str) -> int | None:
+    try:
+        return session.get(url, timeout=5).status_code
+    except requests.RequestException:
+        return None
+
+
+def _assert_everything_is_answered(session: requests.Session, url: str) -> None:
+    for path, methods in ROUTES.items():
+        if "GET" in methods:
+            answer = session.get(url + path, timeout=10)
+            assert (path, answer.status_code) == (path, 200)
+            assert answer.content
+    assert "embedder_images_total" in session.get(f"{url}/metrics", timeout=10).text
 
 
 def _is_right(server: Server, origin: Origin) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import requests
 
 from tests import pictures
 from tests.origin import Origin
-from tests.server import ROOT, Server, plain_environ
+from tests.server import ROOT, Server, plain_environ, until
 
 KEY = "the-key-that-the-tests-send"
 # In both, or schemathesis would invent a bearer token beside the right key, and take the answer to that pair
@@ -57,6 +58,8 @@ def documented(
         "EMBEDDER_ALLOWED_HOSTS": "127.0.0.1",
         "EMBEDDER_ALLOWED_PORTS": str(origin.port),
         "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.1/32",
+        "EMBEDDER_MAX_BODY_BYTES": "500000",
+        "EMBEDDER_MAX_IMAGE_BYTES": "1000000",
         "EMBEDDER_MAX_IN_FLIGHT_BYTES": "1000000",
         "EMBEDDER_API_KEYS": headers.get("X-API-Key", ""),
     }
@@ -109,10 +112,20 @@ def test_what_needs_a_key_says_so_and_what_needs_none_too(documented: Documented
 def test_an_image_that_the_others_left_no_memory_is_an_item_with_a_documented_code(
     documented: Documented,
 ) -> None:
-    # The body and what its two images carry are counted: 0.9 MB, 0.04 MB and 0.86 MB.
-    urls = [f"data:;base64,{'A' * size}" for size in (40_000, 860_000)]
     url, headers = documented.server.url, documented.headers
-    answer = requests.post(f"{url}/embed_batch", json={"urls": urls}, headers=headers)
+
+    def held_bytes() -> float:
+        metrics = requests.get(f"{url}/metrics", headers=headers).text
+        return sum(map(float, re.findall(r"^embedder_in_flight_bytes\S* (\S+)$", metrics, re.MULTILINE)))
+
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 480000\r\n{fields}\r\n"
+    with socket.create_connection(("127.0.0.1", documented.server.port)) as other:
+        other.sendall(head.encode() + bytes(470_000))
+        until(lambda: held_bytes() >= 470_000)
+        # This body and what its two images carry are counted too: 0.45 MB, 0.01 MB and 0.44 MB.
+        urls = [f"data:;base64,{'A' * size}" for size in (10_000, 440_000)]
+        answer = requests.post(f"{url}/embed_batch", json={"urls": urls}, headers=headers)
     codes = [error["code"] for error in answer.json()["errors"]]
     assert (answer.status_code, codes) == (200, ["unsupported_format", "overloaded"])
     schemas = requests.get(f"{url}/docs.json", headers=headers).json()["components"]["schemas"]

@@ -60,8 +60,14 @@ VARIABLES = {
 }
 RANGE = re.compile(r"([0-9.]+) to ([0-9.]+)$")
 WHOLE = [knob for knob in KNOBS.values() if RANGE.search(knob.takes) and "whole" in knob.takes]
-# One needs the other: a request's URLs must find places in work.
-ROOM = {"EMBEDDER_MAX_URLS": "1", "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "100000"}
+# Some need others: what one request may bring must have room in work.
+ROOM = {
+    "EMBEDDER_MAX_URLS": "1",
+    "EMBEDDER_MAX_BODY_BYTES": "1000",
+    "EMBEDDER_MAX_IMAGE_BYTES": "1000",
+    "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "100000",
+    "EMBEDDER_MAX_IN_FLIGHT_BYTES": "1000000000000",
+}
 
 
 def read(**environ: str) -> Settings:
@@ -322,8 +328,26 @@ def test_what_a_worker_may_take_fits_what_it_may_map_or_is_the_least_that_serves
 
 
 def test_a_number_goes_before_what_the_memory_would_allow() -> None:
-    assert read(EMBEDDER_MAX_IN_FLIGHT_BYTES="1000000").max_in_flight_bytes == 1_000_000
+    assert read(EMBEDDER_MAX_IN_FLIGHT_BYTES="64000000").max_in_flight_bytes == 64_000_000
     assert read(EMBEDDER_MAX_DECODING_BYTES="7000000000").max_decoding_bytes == 7_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "image", "least"), [(32_000_000, 20_000_000, 64_000_000), (1_000_000, 3_000_000, 3_000_000)]
+)
+def test_what_one_request_may_bring_must_have_room(body: int, image: int, least: int) -> None:
+    environ = {"EMBEDDER_MAX_BODY_BYTES": str(body), "EMBEDDER_MAX_IMAGE_BYTES": str(image)}
+    assert read(**environ, EMBEDDER_MAX_IN_FLIGHT_BYTES=str(least)).max_in_flight_bytes == least
+    with pytest.raises(SettingError, match=f"EMBEDDER_MAX_IN_FLIGHT_BYTES='{least - 1}'.*at least {least}:"):
+        read(**environ, EMBEDDER_MAX_IN_FLIGHT_BYTES=str(least - 1))
+
+
+def test_there_is_room_for_what_one_request_may_bring_where_nobody_says_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedder.settings.available_memory_bytes", lambda: 10**9)
+    assert read(EMBEDDER_MAX_BODY_BYTES="200000000").max_in_flight_bytes == 400_000_000
+    assert read(EMBEDDER_MAX_IMAGE_BYTES="200000000").max_in_flight_bytes == 200_000_000
 
 
 # --- keys ---------------------------------------------------------------------------------------------------
@@ -547,6 +571,12 @@ def test_a_slip_of_the_finger_in_a_name_is_refused_with_the_right_name(variable:
         ("EMBEDDER_MAX_PIXELS", "EMBEDDER_MAX_IMAGE_PIXELS"),
         ("EMBEDDER_TIMEOUT_S", "EMBEDDER_FETCH_TIMEOUT_S"),
         ("EMBEDDER_ALLOWED_NETWORK", "EMBEDDER_ALLOWED_NETWORKS"),
+        ("EMBEDDER_API_KEYS_FILE", "EMBEDDER_API_KEYS"),
+        ("EMBEDDER_SECRET_API_KEYS", "EMBEDDER_API_KEYS"),
+        ("EMBEDDER_MAX_IMAGE_BYTES_MB", "EMBEDDER_MAX_IMAGE_BYTES"),
+        ("embedder_api_keys", "EMBEDDER_API_KEYS"),
+        ("Embedder_Workers", "EMBEDDER_WORKERS"),
+        ("embedder_keys", "EMBEDDER_API_KEYS"),
     ],
 )
 def test_a_likely_wrong_name_is_refused_with_the_right_name(slip: str, meant: str) -> None:
@@ -572,6 +602,9 @@ def test_other_variables_are_left_alone() -> None:
         "EMBEDDER_PORT_8000_TCP_PROTO": "tcp",
         "EMBEDDER_PORT_8000_TCP_PORT": "8000",
         "EMBEDDER_PORT_8000_TCP_ADDR": "10.96.0.17",
+        # And these beside one called "embedder-model".
+        "EMBEDDER_MODEL_SERVICE_HOST": "10.96.0.19",
+        "EMBEDDER_MODEL_PORT": "tcp://10.96.0.19:80",
         "EMBEDDER_API_PORT": "tcp://10.96.0.18:80",
         "MAX_URLS": "many",
         "XEMBEDDER_MAX_URLS": "many",

@@ -20,6 +20,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from embedder.descriptors import is_reserved
 from embedder.errors import InvalidRequest
 from embedder.wire.door import LINGER_S
 from embedder.wire.route import error_response
@@ -28,6 +29,7 @@ from embedder.wire.route import error_response
 MAX_WAITING = 16
 # Of what is not a body: a request's line and headers, and what is around and behind a chunked body.
 MAX_HEAD_BYTES = 1 << 16
+_HEAD_TOO_LARGE = f"the request's head has over {MAX_HEAD_BYTES} bytes"
 # Until a connection's first request, and from the first byte of any to the end of its head; or from the end
 # of the answer that it was sent behind.
 HEAD_TIMEOUT_S = 30.0
@@ -48,6 +50,9 @@ class Connection(HttpToolsProtocol):
         """The request that was begun last; those behind it are in `pipeline`, the newest first."""
         self._in_head = self._in_body = False
         self._head_bytes = 0
+        """Received since anything but a head was, or since the last one."""
+        self._kept_bytes = 0
+        """Of the head under way, kept: its target and its fields."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._ignores_upgrade = False
         """The request under way offers another protocol: it is read again, without that."""
@@ -56,7 +61,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self._wait_for_head()
+        if is_reserved(transport.get_extra_info("socket").fileno()):
+            transport.abort()
+        else:
+            self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -74,7 +82,7 @@ class Connection(HttpToolsProtocol):
                 self._refuse(str(exc.__context__) if too_much else "the request is not HTTP")
             else:
                 if self._head_bytes > MAX_HEAD_BYTES:
-                    self._refuse(f"the request's head has over {MAX_HEAD_BYTES} bytes")
+                    self._refuse(_HEAD_TOO_LARGE)
                 elif not (self._in_body or self._in_work()):
                     self._wait_for_head()
             return
@@ -82,11 +90,17 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        self._kept_bytes = 0
         self._ignores_upgrade = False
+
+    def on_url(self, url: bytes) -> None:
+        self._keep(len(url))
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             return
+        self._keep(len(name) + len(value))
         if len(value) > MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             raise _TooMuch(f"the Content-Length has over {MAX_LENGTH_DIGITS} digits")
         super().on_header(name, value)
@@ -142,6 +156,12 @@ class Connection(HttpToolsProtocol):
         fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
         version = self.parser.get_http_version().encode()
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
+    def _keep(self, size: int) -> None:
+        # A head that ends in what is received together is never seen without its end.
+        self._kept_bytes += size
+        if self._kept_bytes > MAX_HEAD_BYTES:
+            raise _TooMuch(_HEAD_TOO_LARGE)
 
     def _in_work(self) -> bool:
         """Whether a request is; others may wait behind it."""

@@ -81,7 +81,8 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
 }
 """Paths and their methods: all that there are."""
 
-# BentoML's application redirects to the path without the slash. One with two is another path.
+# BentoML's application redirects to the path without the slash, at the host that clients name, and to http
+# behind a proxy that ends TLS: body and key would come again, in clear. With two it is another path.
 _SLASHED = {f"{path}/": path for path in ROUTES if path != "/"}
 
 
@@ -117,6 +118,9 @@ class Door:
         if scope["type"] != "http":  # nor a WebSocket: connections refuse to become one
             await self._app(scope, receive, send)
             return
+        if scope["path"] in _SLASHED:
+            path = _SLASHED[scope["path"]]
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         if scope["path"] not in ALWAYS_OPEN:  # who asks whether all is well must not wait behind a crowd
             await self._turnstile.enter()
         client = _Client(receive, send, body_read=not _announces_body(scope))
@@ -146,7 +150,6 @@ class Door:
     def _refusal(self, scope: Scope) -> EmbedderError | None:
         method = scope["method"]
         path: str = scope["path"]
-        path = _SLASHED.get(path, path)
         methods = ROUTES.get(path)
         if methods is None:
             return NotFound()
