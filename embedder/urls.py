@@ -36,9 +36,8 @@ _DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
 # What does not show, and what turns text around: a person would read another URL than a program. Unassigned
 # characters are not among them, as a newer Unicode, and so another Python, may have assigned them.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
-_JOINERS = frozenset(
-    "\u200c\u200d"
-)  # of the category Cf, but part of Persian's and Hindi's words and of emoji
+# Of the category Cf, but part of Persian's and Hindi's words, and of emoji.
+_JOINERS = frozenset("\u200c\u200d")
 # Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
 _KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
 
