@@ -68,6 +68,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_GREY, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 _WEBP_FIRST_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X")  # the first one states the size
 _WEBP_ANIMATION = 0x02
@@ -204,7 +205,9 @@ def _png(data: bytes, max_pixels: int) -> Picture:
     pixels = _checked_pixels(width, height, max_pixels)
     if max(width, height) > PNG_SIDE:
         raise BadImage(f"a side of the PNG has {max(width, height)} pixels; the limit is {PNG_SIDE}")
-    inflated = pixels * depth * _PNG_CHANNELS.get(colour, 1) // 8
+    if depth not in _PNG_DEPTHS.get(colour, ()):
+        raise BadImage(f"the PNG has {depth} bits of colour type {colour}, which there are not")
+    inflated = pixels * depth * _PNG_CHANNELS[colour] // 8
     _check_work("PNG", inflated, PNG_BYTES, "bytes once inflated", max_pixels)
 
     orientation: int | None = None

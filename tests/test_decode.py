@@ -676,6 +676,24 @@ def test_a_png_that_inflates_to_more_than_its_pixels_need_is_refused() -> None:
         pixels_of(pictures.png_of_parts(header, b"", b""))
 
 
+@pytest.mark.parametrize("colour", range(8))
+def test_a_png_of_bits_that_its_colours_never_have_is_refused(colour: int) -> None:
+    # PNG, third edition, table 11.1; with a transparent colour, which is turned into the bits that there are.
+    defined = {
+        GREY: (1, 2, 4, 8, 16),
+        RGB: (8, 16),
+        PALETTE: (1, 2, 4, 8),
+        GREY_ALPHA: (8, 16),
+        RGBA: (8, 16),
+    }
+    for depth in set(range(256)) - set(defined.get(colour, ())):
+        header = struct.pack(">IIBBBBB", 9, 9, depth, colour, 0, 0, 0)
+        tables = pictures.png_chunk(b"PLTE", bytes(6)) + pictures.png_chunk(b"tRNS", bytes(6))
+        for before_data in (b"", tables):
+            with pytest.raises(BadImage, match=f"{depth} bits of colour type {colour}"):
+                pixels_of(pictures.png_of_parts(header, before_data, zlib.compress(bytes(1000))))
+
+
 def test_a_webp_of_many_pixels_and_many_bytes_is_refused() -> None:
     webp = pictures.webp_of_chunks([pictures.webp_canvas(7_000, 7_000), (b"VP8 ", bytes(3_300_000))])
     with pytest.raises(BadImage, match="pixels and coded bytes; the limit is 65000000"):
