@@ -90,23 +90,9 @@ class URLPolicy:
 
         Raises URLNotAllowed as `admit` does.
         """
-        # RFC 3986 section 5.2.2, on the text itself: yarl's own `join` decodes "%2F" and "%20" of the base.
-        # What is before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
-        if _SCHEME.match(location):
-            return self.admit(location)
         # Not the joined URL: what was escaped in `url` is up to nine times as long as it was when admitted.
         _check_characters(location)
-        if location.startswith("//"):
-            return self._admit(f"{url.scheme}:{location}")
-        origin = f"{url.scheme}://{url.raw_authority}"
-        if location.startswith("/"):
-            return self._admit(origin + location)
-        if location.startswith("?"):
-            return self._admit(origin + url.raw_path + location)
-        if location.startswith("#") or not location:
-            return self._admit(str(url) + location)
-        folder, _, _ = url.raw_path.rpartition("/")
-        return self._admit(f"{origin}{folder}/{location}")
+        return self._admit(_joined(url, location))
 
     def _admitted_host(self, text: str) -> str:
         """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""
@@ -139,6 +125,24 @@ def _check_characters(text: str) -> None:
     invisible = {c for c in set(text) - _JOINERS if unicodedata.category(c) in _INVISIBLE}
     if invisible or "\\" in text:
         raise URLNotAllowed("the URL contains a blank, a backslash or an invisible character; escape it")
+
+
+def _joined(url: URL, location: str) -> str:
+    # RFC 3986 section 5.2.2, on the text itself: yarl's own `join` decodes "%2F" and "%20" of the base.
+    # What is before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
+    if _SCHEME.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{url.scheme}:{location}"
+    origin = f"{url.scheme}://{url.raw_authority}"
+    if location.startswith("/"):
+        return origin + location
+    if location.startswith("?"):
+        return origin + url.raw_path + location
+    if location.startswith("#") or not location:
+        return str(url) + location
+    folder, _, _ = url.raw_path.rpartition("/")
+    return f"{origin}{folder}/{location}"
 
 
 def _without_dots(path: str) -> str:

@@ -135,12 +135,12 @@ class Server:
     def post(self, path: str, body: object, **options: object) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]
 
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=60)
+    def get(self, path: str, **options: object) -> requests.Response:
+        return requests.get(self.url + path, timeout=60, **options)  # type: ignore[arg-type]
 
-    def samples(self, name: str) -> list[Sample]:
-        """Those of `/metrics` with that name."""
-        families = text_string_to_metric_families(self.get("/metrics").text)
+    def samples(self, name: str, **options: object) -> list[Sample]:
+        """Those of `/metrics` with that name; `options` are `get`'s."""
+        families = text_string_to_metric_families(self.get("/metrics", **options).text)
         return [sample for family in families for sample in family.samples if sample.name == name]
 
     def metric(self, name: str, **labels: str) -> float:

@@ -574,6 +574,7 @@ PILLOW_WARNS_OF: dict[str, Callable[[], bytes]] = {  # from 89 million pixels on
     "png": lambda: pictures.png_bomb(10_000, 10_000, 1, GREY),
     "webp": lambda: pictures.webp_of_one_colour(10_000, 10_000),
     "gif": lambda: encoded(Image.new("P", (10_000, 10_000)), "GIF"),
+    "gif that is disposed of": lambda: _disposed_gif(10_000, 10_000),
     "gif that grows": lambda: (
         pictures.gif_head(1, 1) + encoded(Image.new("L", (10_000, 10_000)), "GIF").partition(b"\0" * 9)[2]
     ),
@@ -595,7 +596,11 @@ def test_nor_is_pillows_own_limit_twice_as_high_one() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (decode(pictures.png_bomb(18_000, 10_000, 1, GREY), max_pixels=180_000_000) == 0).all()
-        assert (decode(encoded(Image.new("P", (18_000, 10_000)), "GIF"), max_pixels=180_000_000) == 0).all()
+        assert (decode(_disposed_gif(18_000, 10_000), max_pixels=180_000_000) == 0).all()
+
+
+def _disposed_gif(width: int, height: int) -> bytes:
+    return encoded(Image.new("P", (width, height)), "GIF", disposal=2)
 
 
 def test_a_jpeg_with_64_scans_passes_and_one_with_65_is_refused() -> None:

@@ -65,10 +65,8 @@ def test_every_route_to_get_is_there(server: Server, path: str) -> None:
     assert server.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", [path for path in ROUTES if path != "/"])
 def test_a_route_with_a_slash_behind_it_is_that_route(server: Server, path: str) -> None:
-    if path == "/":
-        return
     # Not a redirect: it would name a host and a scheme that only a proxy in front can know.
     headers = {"Host": "elsewhere.example", "X-Forwarded-Proto": "https"}
     method, body = ("POST", {"url": "ftp://x", "urls": []}) if "POST" in ROUTES[path] else ("GET", None)

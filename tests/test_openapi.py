@@ -115,8 +115,8 @@ def test_an_image_that_the_others_left_no_memory_is_an_item_with_a_documented_co
     url, headers = documented.server.url, documented.headers
 
     def held_bytes() -> float:
-        metrics = requests.get(f"{url}/metrics", headers=headers).text
-        return sum(map(float, re.findall(r"^embedder_in_flight_bytes\S* (\S+)$", metrics, re.MULTILINE)))
+        samples = documented.server.samples("embedder_in_flight_bytes", headers=headers)
+        return sum(sample.value for sample in samples)
 
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 480000\r\n{fields}\r\n"
