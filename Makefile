@@ -61,7 +61,7 @@ container: bento
 	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' $(BUILDING)
 
 test-container: setup
-	@$(BIN)/python -m tests.container $(BUILDING)
+	@$(BIN)/python -m tests.tools.container $(BUILDING)
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
@@ -69,14 +69,14 @@ bench: setup
 
 soak: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[soak]'
-	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+	@$(BIN)/python -m tests.tools.soak --minutes $(or $(MINUTES),30)
 
 fuzz: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
-	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
+	@$(BIN)/python -m tests.tools.fuzz --minutes $(or $(MINUTES),10)
 
 overload: setup
-	@$(BIN)/python -m tests.overload $(if $(ONLY),--only '$(ONLY)')
+	@$(BIN)/python -m tests.tools.overload $(if $(ONLY),--only '$(ONLY)')
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \

@@ -2,8 +2,8 @@
 
     POST /embed, /embed_batch ─► wire ─► intake: fetch, decode ─► BentoML's batcher ─► encoder ─► wire
 
-Downloads happen before the batcher, in each request's own task: see `embedder/wire/route.py` for how, and
-`embedder/intake.py` for what.
+Downloads happen before the batcher, in each request's own task: see `embedder/http/bentoml_io.py` for how,
+and `embedder/pipeline.py` for what.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 
 from embedder import __version__
-from embedder.addresses import AddressPolicy
-from embedder.api_keys import APIKeys
-from embedder.batching import eager_batching
 from embedder.cache import EmbeddingCache
-from embedder.cores import Cores, available_cores
-from embedder.descriptors import raise_descriptor_limit
-from embedder.drain import Drain
-from embedder.encoder import Embeddings, Encoder, Pixels
 from embedder.errors import Draining, megabytes
-from embedder.fetch import Fetcher
-from embedder.intake import Intake
-from embedder.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
+from embedder.fetch.addresses import AddressPolicy
+from embedder.fetch.fetcher import Fetcher
+from embedder.fetch.urls import URLPolicy
+from embedder.http.api_keys import APIKeys
+from embedder.http.bentoml_io import BODY_TIMEOUT_S, Wiring, wired
+from embedder.http.connection import Connection
+from embedder.http.dialects.embed import EmbedRequest, EmbedResponse
+from embedder.http.dialects.embed_batch import EmbedBatchRequest, EmbedBatchResponse
+from embedder.http.gate import Door
+from embedder.http.load_shedding import LoadShedding
+from embedder.http.openapi import OpenAPIDocument, openapi_document
+from embedder.http.pages import describe, pages
+from embedder.metrics.worker_gauges import WorkerGauges
+from embedder.model.batching import eager_batching
+from embedder.model.encoder import Embeddings, Encoder, Pixels
+from embedder.model.store import EmbeddingModel
+from embedder.pipeline import Intake
+from embedder.runtime.cpu import Cores, available_cores
+from embedder.runtime.file_limits import raise_descriptor_limit
+from embedder.runtime.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
+from embedder.runtime.shutdown import Drain
+from embedder.runtime.threads import new_threads_give_way, started_threads
 from embedder.settings import LATER_MAPPED_BYTES, SettingError, Settings
-from embedder.stored_model import EmbeddingModel
-from embedder.threads import new_threads_give_way, started_threads
-from embedder.urls import URLPolicy
-from embedder.wire.batch import EmbedBatchRequest, EmbedBatchResponse
-from embedder.wire.connection import Connection
-from embedder.wire.door import Door
-from embedder.wire.load_shedding import LoadShedding
-from embedder.wire.openapi import OpenAPIDocument, openapi_document
-from embedder.wire.pages import describe, pages
-from embedder.wire.route import BODY_TIMEOUT_S, Wiring, wired
-from embedder.wire.single import EmbedRequest, EmbedResponse
-from embedder.worker_gauges import WorkerGauges
 
 # BentoML leaves the choice to uvicorn, and this is what it then takes.
 HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__qualname__}"

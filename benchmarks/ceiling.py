@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder.decode import decode
-from embedder.encoder import Encoder
+from embedder.images.decode import decode
+from embedder.model.encoder import Encoder
 
 MAX_PIXELS = 50_000_000
 

@@ -27,7 +27,7 @@ from benchmarks.origin import Origin
 from benchmarks.photos import SIZES, make_photos
 from benchmarks.results import Results, describe_machine
 from benchmarks.servers import ROOT, SIDES, Server, Setting, Side
-from embedder.cores import available_cores
+from embedder.runtime.cpu import available_cores
 from tests.server import plain_environ
 from tests.weights import discriminating_state_dict, save_pth, torchvision_embeddings
 

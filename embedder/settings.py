@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from ipaddress import IPv6Address, ip_network
 from typing import Any
 
-from embedder.addresses import Network
-from embedder.cores import MAX_WORKERS, available_cores
-from embedder.memory import available_memory_bytes, mappable_bytes
+from embedder.fetch.addresses import Network
+from embedder.runtime.cpu import MAX_WORKERS, available_cores
+from embedder.runtime.memory import available_memory_bytes, mappable_bytes
 
 # Of one worker, with the network loaded and images going through it.
 WORKER_BYTES = 400_000_000

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from skimage import data_dir  # type: ignore[attr-defined]  # exported lazily, which mypy can't see
 
-from embedder.decode import decode
 from embedder.errors import EmbedderError
+from embedder.images.decode import decode
 from models import QuantizationError
 from models.quantize import Pixels
 

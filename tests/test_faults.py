@@ -24,8 +24,8 @@ import requests
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedder.wire.connection import MAX_WAITING
-from embedder.wire.door import ROUTES
+from embedder.http.connection import MAX_WAITING
+from embedder.http.gate import ROUTES
 from tests import pictures
 from tests.answers import hang
 from tests.origin import Origin

@@ -29,7 +29,7 @@ from openapi_spec_validator import validate
 from PIL import Image
 
 from embedder import __version__
-from embedder.wire.route import BODY_TIMEOUT_S
+from embedder.http.bentoml_io import BODY_TIMEOUT_S
 from tests.answers import hang
 from tests.conftest import Reference
 from tests.origin import Origin

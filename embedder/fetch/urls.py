@@ -1,0 +1,202 @@
+"""May this URL be fetched? Pure: no name is looked up.
+
+A URL is read once, strictly, and the result is what is fetched. What browsers, curl and Python would read
+differently (odd spellings of addresses, backslashes, user names, missing slashes) is refused, not repaired.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from urllib.parse import quote
+
+import idna
+from yarl import URL
+
+from embedder.errors import URLNotAllowed
+from embedder.fetch.addresses import AddressPolicy
+
+MAX_URL_CHARACTERS = 2048
+MAX_HOST_CHARACTERS = 253  # RFC 1035 section 2.3.4, less the root's empty label
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+# Scheme and port have limits because errors show them.
+_SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+# WHATWG URL, "ends in a number": such a host is read as an IPv4 address by browsers and by the C library,
+# whatever comes before.
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DOT = re.compile(r"\.|%2e", re.IGNORECASE)
+_DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
+# What does not show, and what turns text around: a person would read another URL than a program. Unassigned
+# characters are not among them, as a newer Unicode, and so another Python, may have assigned them.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+# Of the category Cf, but part of Persian's and Hindi's words, and of emoji.
+_JOINERS = frozenset("\u200c\u200d")
+# Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
+_KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
+
+
+@dataclass(frozen=True)
+class URLPolicy:
+    """Which URLs may be fetched, before any name is looked up."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Lower-case globs; `*` stands for any characters, dots too. Empty: any host."""
+    allowed_ports: frozenset[int] = frozenset({80, 443})
+    addresses: AddressPolicy = field(default_factory=AddressPolicy)
+
+    def admit(self, text: str) -> URL:
+        """The URL to fetch. Its path and query stay as given, but for characters that no URL may hold, which
+        are percent-encoded as UTF-8, and for "." and ".." in the path, which are followed. A fragment and an
+        empty query are dropped.
+
+        Raises URLNotAllowed, and nothing else, whatever `text` is.
+        """
+        _check_characters(text)
+        return self._admit(text)
+
+    def _admit(self, text: str) -> URL:
+        parts = _SPLIT.fullmatch(text)
+        if parts is None:
+            raise URLNotAllowed("the URL does not begin with http:// or https:// and a host")
+        scheme = parts["scheme"].lower()
+        if scheme not in _DEFAULT_PORTS:
+            raise URLNotAllowed(f"the URL's scheme is {scheme!r}; allowed are http, https and data")
+        if "@" in parts["authority"]:
+            raise URLNotAllowed("the URL carries a user name or password")
+        authority = _AUTHORITY.fullmatch(parts["authority"])
+        if authority is None:
+            raise URLNotAllowed("the URL's host and port can't be read")
+        host = self._admitted_host(authority["host"])
+        port = self._admitted_port(authority["port"], scheme)
+        path, mark, query = quote(parts["rest"], safe=_KEPT_IN_PATH).partition("?")
+        rest = _without_dots(path) + mark + query
+        netloc = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
+        url = URL(f"{scheme}://{netloc}{rest}", encoded=True)
+        try:
+            _ = url.host  # decoded only now, for whoever shows it: "xn--" may be followed by anything
+        except ValueError:
+            raise URLNotAllowed("the URL's host is not a valid international name") from None
+        return url
+
+    def follow(self, url: URL, location: str) -> URL:
+        """The URL that a redirect from `url` to `location` (absolute or relative) leads to.
+
+        Raises URLNotAllowed as `admit` does.
+        """
+        # Not the joined URL: what was escaped in `url` is up to nine times as long as it was when admitted.
+        _check_characters(location)
+        return self._admit(_joined(url, location))
+
+    def _admitted_host(self, text: str) -> str:
+        """`text` as ASCII, lower case, addresses canonical and IPv6 in brackets."""
+        if text.startswith("["):
+            host = _canonical_ipv6(text[1:-1])
+            name = host
+        else:
+            host = _ascii_host(text)
+            name = host.removesuffix(".")
+        if self.allowed_hosts and not any(fnmatchcase(name, glob) for glob in self.allowed_hosts):
+            raise URLNotAllowed(f"the host {name!r} is not on this service's list of hosts")
+        address = _literal_address(name)
+        if address is not None and not self.addresses.allows(address):
+            raise URLNotAllowed(f"the address {name} is not public")
+        return f"[{host}]" if ":" in host else host
+
+    def _admitted_port(self, text: str | None, scheme: str) -> int:
+        if text == "":
+            raise URLNotAllowed("the URL's port is empty")  # as in http://http://example.org
+        port = _DEFAULT_PORTS[scheme] if text is None else int(text)
+        if port not in self.allowed_ports:
+            allowed = ", ".join(map(str, sorted(self.allowed_ports)))
+            raise URLNotAllowed(f"the URL's port is {port}; allowed are {allowed}")
+        return port
+
+
+def _check_characters(text: str) -> None:
+    if len(text) > MAX_URL_CHARACTERS:
+        raise URLNotAllowed(f"the URL has {len(text)} characters; the limit is {MAX_URL_CHARACTERS}")
+    invisible = {c for c in set(text) - _JOINERS if unicodedata.category(c) in _INVISIBLE}
+    if invisible or "\\" in text:
+        raise URLNotAllowed("the URL contains a blank, a backslash or an invisible character; escape it")
+
+
+def _joined(url: URL, location: str) -> str:
+    # RFC 3986 section 5.2.2, on the text itself: yarl's own `join` decodes "%2F" and "%20" of the base.
+    # What is before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
+    if _SCHEME.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{url.scheme}:{location}"
+    origin = f"{url.scheme}://{url.raw_authority}"
+    if location.startswith("/"):
+        return origin + location
+    if location.startswith("?"):
+        return origin + url.raw_path + location
+    if location.startswith("#") or not location:
+        return str(url) + location
+    folder, _, _ = url.raw_path.rpartition("/")
+    return f"{origin}{folder}/{location}"
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986 section 5.2.4; to WHATWG's URL, and so to browsers and curl, "%2e" is a dot too."""
+    *parents, last = path.removeprefix("/").split("/")
+    kept: list[str] = []
+    for segment in parents:
+        if _DOT_DOT.fullmatch(segment):
+            del kept[-1:]
+        elif not _DOT.fullmatch(segment):
+            kept.append(segment)
+    if _DOT_DOT.fullmatch(last):
+        del kept[-1:]
+        last = ""
+    elif _DOT.fullmatch(last):
+        last = ""
+    return "/" + "/".join([*kept, last])
+
+
+def _ascii_host(text: str) -> str:
+    host = text.lower()
+    if not text.isascii():
+        if not _JOINERS.isdisjoint(text):  # which IDNA 2003 drops and IDNA 2008 keeps
+            raise URLNotAllowed("the URL's host is not a valid international name")
+        # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
+        try:
+            host = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
+        except UnicodeError:  # idna.IDNAError is one
+            raise URLNotAllowed("the URL's host is not a valid international name") from None
+    if not host:
+        raise URLNotAllowed("the URL has no host")
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    if len(name) > MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
+        raise URLNotAllowed("the URL's host is not a valid name")
+    if _NUMERIC_LABEL.fullmatch(labels[-1]) and (text != name or _literal_address(name) is None):
+        raise URLNotAllowed("the URL's host is a number that is not a plain IPv4 address")
+    return host
+
+
+def _canonical_ipv6(text: str) -> str:
+    try:
+        address = IPv6Address(text)
+    except AddressValueError:
+        raise URLNotAllowed("the URL's host is not a valid IPv6 address") from None
+    if address.scope_id is not None:
+        raise URLNotAllowed("the URL's host is an IPv6 address with a zone")
+    return str(address)
+
+
+def _literal_address(name: str) -> IPv4Address | IPv6Address | None:
+    for family in (IPv4Address, IPv6Address):
+        try:
+            return family(name)
+        except AddressValueError:
+            continue
+    return None

@@ -1,0 +1,132 @@
+"""The OpenAPI document against the running service: schemathesis asks for all that it documents, and more."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests import pictures
+from tests.origin import Origin
+from tests.server import ROOT, Server, plain_environ, until
+
+KEY = "the-key-that-the-tests-send"
+# In both, or schemathesis would invent a bearer token beside the right key, and take the answer to that pair
+# for an answer to the token.
+KEYED = {"Authorization": f"Bearer {KEY}", "X-API-Key": KEY}
+HEALTH = ("/health", "/livez", "/readyz", "/healthz")
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+
+
+@pytest.fixture(scope="module")
+def image_urls(tmp_path_factory: pytest.TempPathFactory, origin: Origin) -> Path:
+    """A file of URLs that lead to images: of every kind, by http and within the URL."""
+    urls = []
+    for name, image in pictures.samples().items():
+        origin.serve(f"/openapi/{name}", image)
+        urls.append(origin.url(f"/openapi/{name}"))
+    urls += [pictures.data_url(image, "") for image in pictures.samples().values()]
+    file = tmp_path_factory.mktemp("openapi") / "image_urls"
+    file.write_text("\n".join(urls))
+    return file
+
+
+@dataclass(frozen=True)
+class Documented:
+    server: Server
+    headers: dict[str, str]
+    """With which a client may use it."""
+
+
+@pytest.fixture(scope="module", params=[{}, KEYED], ids=["open", "keyed"])
+def documented(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
+) -> Iterator[Documented]:
+    """A service that fetches from `origin`, refuses any other URL before it looks up a name, and has
+    a megabyte for what it is sent."""
+    headers: dict[str, str] = request.param
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_WORKERS": "1",
+        "EMBEDDER_ALLOWED_HOSTS": "127.0.0.1",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.1/32",
+        "EMBEDDER_MAX_BODY_BYTES": "500000",
+        "EMBEDDER_MAX_IMAGE_BYTES": "1000000",
+        "EMBEDDER_MAX_IN_FLIGHT_BYTES": "1000000",
+        "EMBEDDER_API_KEYS": headers.get("X-API-Key", ""),
+    }
+    with Server(tmp_path_factory.mktemp("documented") / "log", environ) as server:
+        yield Documented(server, headers)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis takes Python 3.11")
+def test_the_service_does_what_its_document_says(
+    documented: Documented, image_urls: Path, origin: Origin, tmp_path: Path
+) -> None:
+    url = documented.server.url
+    document = requests.get(f"{url}/docs.json", headers=documented.headers).json()
+    command: list[str | Path] = [
+        *(SCHEMATHESIS, "--no-color", "run", f"{url}/docs.json", "--url", url),
+        # Two checks never come into play: nothing is created here, so that nothing can be missing or deleted.
+        *("--checks", "all", "--mode", "all", "--phases", "examples,coverage,fuzzing,stateful"),
+        *("--max-examples", "100", "--generation-deterministic"),  # which also keeps no database
+        *(f"--header={name}: {value}" for name, value in documented.headers.items()),
+    ]
+    environ = {
+        **plain_environ(),
+        "SCHEMATHESIS_HOOKS": "tests.http.openapi_hooks",
+        "IMAGE_URLS": str(image_urls),
+        "PYTHONPATH": str(ROOT),
+    }
+    asked_before = len(origin.requests)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # And it was not because nothing was asked.
+    operations = sum(len(item) for item in document["paths"].values())
+    assert f"Selected: {operations}/{operations}\n  Tested: {operations}\n" in done.stdout
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert found is not None, done.stdout
+    assert int(found[1]) == int(found[2]) >= 200
+    assert len(origin.requests) - asked_before >= 20
+
+
+def test_what_needs_a_key_says_so_and_what_needs_none_too(documented: Documented) -> None:
+    answer = requests.get(f"{documented.server.url}/docs.json", headers=documented.headers)
+    for path, item in answer.json()["paths"].items():
+        for method, operation in item.items():
+            locked = bool(documented.headers) and path not in HEALTH
+            assert ("401" in operation["responses"]) is locked, path
+            assert ("security" in operation) is (bool(documented.headers) and not locked), path
+            without_a_key = requests.request(method, documented.server.url + path)
+            assert (without_a_key.status_code == 401) is locked, path
+
+
+def test_an_image_that_the_others_left_no_memory_is_an_item_with_a_documented_code(
+    documented: Documented,
+) -> None:
+    url, headers = documented.server.url, documented.headers
+
+    def held_bytes() -> float:
+        samples = documented.server.samples("embedder_in_flight_bytes", headers=headers)
+        return sum(sample.value for sample in samples)
+
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 480000\r\n{fields}\r\n"
+    with socket.create_connection(("127.0.0.1", documented.server.port)) as other:
+        other.sendall(head.encode() + bytes(470_000))
+        until(lambda: held_bytes() >= 470_000)
+        # This body and what its two images carry are counted too: 0.45 MB, 0.01 MB and 0.44 MB.
+        urls = [f"data:;base64,{'A' * size}" for size in (10_000, 440_000)]
+        answer = requests.post(f"{url}/embed_batch", json={"urls": urls}, headers=headers)
+    codes = [error["code"] for error in answer.json()["errors"]]
+    assert (answer.status_code, codes) == (200, ["unsupported_format", "overloaded"])
+    schemas = requests.get(f"{url}/docs.json", headers=headers).json()["components"]["schemas"]
+    assert set(codes) <= set(schemas["ItemError"]["properties"]["code"]["enum"])

@@ -1,0 +1,142 @@
+"""Pixels → embeddings: whatever goes together, whoever else computes, on however many threads."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from embedder.model.encoder import Encoder
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (17, 224, 224, 3), np.uint8)
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def onnx_file(store: Path, request: pytest.FixtureRequest) -> Path:
+    (file,) = store.glob(f"models/resnet18/*/{request.param}.onnx")
+    return file
+
+
+@pytest.fixture(scope="module")
+def encoder(onnx_file: Path) -> Encoder:
+    encoder = Encoder(threads=1, threads_alone=2)
+    encoder.load(onnx_file)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def one_by_one(encoder: Encoder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.concatenate([encoder.encode(row[np.newaxis]) for row in pixels])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 16, 17])
+def test_each_row_is_the_same_in_any_batch(
+    encoder: Encoder, pixels: NDArray[np.uint8], one_by_one: NDArray[np.float32], rows: int
+) -> None:
+    embeddings = encoder.encode(pixels[:rows])
+    assert embeddings.shape == (rows, 512)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, one_by_one[:rows], atol=1e-6)
+
+
+def test_no_rows_give_no_embeddings(encoder: Encoder, pixels: NDArray[np.uint8]) -> None:
+    assert encoder.encode(pixels[:0]).shape == (0, 512)
+
+
+def test_an_image_that_is_alone_gets_the_same_embedding(
+    encoder: Encoder, pixels: NDArray[np.uint8], one_by_one: NDArray[np.float32]
+) -> None:
+    np.testing.assert_allclose(encoder.encode(pixels[:1], alone=True), one_by_one[:1], atol=1e-6)
+
+
+def test_threads_side_by_side_do_not_disturb_each_other(
+    encoder: Encoder, pixels: NDArray[np.uint8], one_by_one: NDArray[np.float32]
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        results = threads.map(
+            lambda row: encoder.encode(row[np.newaxis], alone=row[0, 0, 0] % 2 == 0), pixels
+        )
+        np.testing.assert_allclose(np.concatenate(list(results)), one_by_one, atol=1e-6)
+
+
+def test_a_failure_makes_it_unhealthy_until_it_works_again(
+    encoder: Encoder, pixels: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        encoder.encode(pixels[:, :100])
+    assert not encoder.healthy
+    encoder.encode(pixels[:1])
+    assert encoder.healthy
+
+
+# Prints what became of 8 rows and of 1, with each time a little more that may be mapped: in a process of its
+# own, since all of it has the limit.
+_WITH_LITTLE_MEMORY = """
+import os, resource, sys
+from collections import Counter
+from pathlib import Path
+import numpy as np
+from embedder.model.encoder import Encoder
+
+encoder = Encoder(threads=1, threads_alone=1)
+encoder.load(Path(sys.argv[1]))
+pixels = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+became = Counter()
+for more in range(0, 60_000_000, 5_000_000):
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + more, resource.RLIM_INFINITY))
+    for rows in (8, 1):
+        try:
+            encoder.encode(pixels[:rows])
+            became["encoded"] += encoder.healthy
+        except Exception as error:
+            became[type(error).__name__] += not encoder.healthy
+print(dict(became))
+"""
+
+
+def test_too_little_memory_is_told_apart_from_a_network_that_fails(onnx_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_LITTLE_MEMORY, str(onnx_file)],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    became = ast.literal_eval(done.stdout)
+    assert became.keys() == {"encoded", "MemoryError"}
+    assert became["encoded"] + became["MemoryError"] == 2 * 12
+
+
+def test_a_file_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"no network")
+    for path in (damaged, tmp_path / "missing.onnx"):
+        with pytest.raises(Exception, match=r"(?i)load model"):
+            Encoder(threads=1, threads_alone=1).load(path)
+
+
+def test_a_network_that_gives_something_else_is_an_error(tmp_path: Path) -> None:
+    shape: list[str | int | None] = ["n", 224, 224, 3]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["pixels"], ["floats"], to=onnx.TensorProto.FLOAT)],
+        "floats",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, shape)],
+        [onnx.helper.make_tensor_value_info("floats", onnx.TensorProto.FLOAT, shape)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "floats.onnx")
+    with pytest.raises(ValueError, match=r"gives \(1, 224, 224, 3\) for an image, not \(1, 512\)"):
+        Encoder(threads=1, threads_alone=1).load(tmp_path / "floats.onnx")

@@ -1,0 +1,560 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18, resnet34, resnet50
+from torchvision.transforms import functional
+
+from models import DownloadFailed, WeightsError
+from models.download import IMAGENET_URL, cached_file
+from models.resnet18 import (
+    SAMPLE_PHOTOS,
+    Embedder,
+    Weights,
+    check_export,
+    export_onnx,
+    file_weights,
+    imagenet_weights,
+    preprocessing,
+    sample_photos,
+    untrained_weights,
+)
+from tests.weights import (
+    discriminating_state_dict,
+    onnx_embeddings,
+    save_pth,
+    serve_files,
+    torchvision_embeddings,
+)
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pth(tmp_path_factory.mktemp("weights") / "a.pth")
+
+
+@pytest.fixture(scope="module")
+def weights(pth: Path) -> Weights:
+    return file_weights(pth)
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Weights) -> bytes:
+    return export_onnx(weights)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> npt.NDArray[np.uint8]:
+    """The sample photos, uint8 (8, 224, 224, 3), by torchvision."""
+    resized = (functional.resize(photo, 256, antialias=True) for photo in sample_photos())
+    return np.stack([np.asarray(functional.center_crop(photo, 224)) for photo in resized])
+
+
+@pytest.fixture(scope="module")
+def expected() -> npt.NDArray[np.float64]:
+    """The sample photos' embeddings by torchvision, float64 (8, 512)."""
+    return torchvision_embeddings(discriminating_state_dict(), sample_photos())
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Weights:
+    return untrained_weights()
+
+
+# The exported file
+
+
+def test_the_weights_of_the_parity_tests_tell_photos_apart(expected: npt.NDArray[np.float64]) -> None:
+    cosines = expected @ expected.T
+    between_two_photos = cosines[~np.eye(len(SAMPLE_PHOTOS), dtype=bool)]
+    assert between_two_photos.mean() < 0.95
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
+def test_the_file_gives_what_torchvision_gives_at_any_batch_size(
+    exported: bytes,
+    pixels: npt.NDArray[np.uint8],
+    expected: npt.NDArray[np.float64],
+    batch_size: int,
+) -> None:
+    which = np.arange(batch_size) % len(pixels)
+    embeddings = onnx_embeddings(exported, pixels[which])
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (batch_size, 512)
+    assert np.linalg.norm(embeddings.astype(float), axis=1) == pytest.approx(1, abs=1e-6)
+    assert (embeddings * expected[which]).sum(axis=1).min() >= 0.99999
+
+
+def test_a_crop_off_by_two_pixels_would_be_noticed(
+    exported: bytes, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float64]
+) -> None:
+    embeddings = onnx_embeddings(exported, np.roll(pixels, 2, axis=2))
+    assert (embeddings * expected).sum(axis=1).max() < 0.999
+
+
+def test_the_file_is_valid_onnx_with_the_promised_input_and_output(exported: bytes) -> None:
+    model = onnx.load_from_string(exported)
+    onnx.checker.check_model(model, full_check=True)
+    (pixels,), (embeddings,) = model.graph.input, model.graph.output
+
+    def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[str | int]]:
+        tensor = value.type.tensor_type
+        sizes = [size.dim_param or size.dim_value for size in tensor.shape.dim]
+        return value.name, tensor.elem_type, sizes
+
+    assert described(pixels) == ("pixels", onnx.TensorProto.UINT8, ["batch", 224, 224, 3])
+    assert described(embeddings) == ("embeddings", onnx.TensorProto.FLOAT, ["batch", 512])
+
+
+def test_batch_normalisation_is_folded_into_the_convolutions(exported: bytes) -> None:
+    operators = [node.op_type for node in onnx.load_from_string(exported).graph.node]
+    assert operators.count("Conv") == 20  # He et al. 2015, table 1: 17, and 3 in the shortcuts
+    assert "BatchNormalization" not in operators
+
+
+def test_the_file_names_no_directory_of_the_machine_that_made_it(exported: bytes) -> None:
+    assert str(Path(__file__).parents[2]).encode() not in exported
+    assert os.path.dirname(torch.__file__).encode() not in exported
+
+
+def test_features_that_are_all_zero_give_the_zero_vector(weights: Weights) -> None:
+    zero = {name: torch.zeros_like(value) for name, value in weights.state_dict.items()}
+    with torch.no_grad():
+        embeddings = Embedder(zero)(torch.zeros(2, 224, 224, 3, dtype=torch.uint8))
+    assert torch.equal(embeddings, torch.zeros(2, 512))
+
+
+def test_preprocessing_is_described_as_torchvision_does_it() -> None:
+    preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    assert preprocessing() == {
+        "version": 1,
+        "resize": 256,
+        "crop": 224,
+        "interpolation": "bilinear, antialiased",
+        "mean": preset.mean,
+        "std": preset.std,
+    }
+
+
+def test_an_export_of_other_weights_is_refused_naming_cosine_and_photo(
+    exported: bytes, untrained: Weights
+) -> None:
+    with pytest.raises(WeightsError) as refused:
+        check_export(exported, untrained)
+    named = re.fullmatch(
+        r"the model made from untrained differs from torch: cosine 0\.\d{6} for (\S+); "
+        r"at least 0\.99999 is wanted",
+        str(refused.value),
+    )
+    assert named is not None
+    assert named[1] in SAMPLE_PHOTOS
+
+
+def test_an_export_that_gives_nan_is_refused(exported: bytes, weights: Weights) -> None:
+    model = onnx.load_from_string(exported)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.nan, tensor.name))
+    with pytest.raises(WeightsError, match="cosine nan"):
+        check_export(model.SerializeToString(), weights)
+
+
+def test_an_export_whose_vectors_are_not_of_length_one_is_refused(exported: bytes, weights: Weights) -> None:
+    model = onnx.load_from_string(exported)
+    (last,) = (node for node in model.graph.node if "embeddings" in node.output)
+    last.output[:] = ["unit"]
+    model.graph.node.append(onnx.helper.make_node("Add", ["unit", "unit"], ["embeddings"]))
+    with pytest.raises(WeightsError, match=r"cosine 0\.5"):
+        check_export(model.SerializeToString(), weights)
+
+
+# Weights without training
+
+
+def test_untrained_weights_are_the_same_on_every_call_and_leave_the_random_state_alone(
+    untrained: Weights,
+) -> None:
+    before = torch.random.get_rng_state()
+    again = untrained_weights()
+    assert again.sha256 == untrained.sha256
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (again.name, again.trained) == ("untrained", False)
+
+
+def test_untrained_weights_have_the_batch_statistics_of_the_sample_photos(untrained: Weights) -> None:
+    state_dict = untrained.state_dict
+    preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    photos = torch.stack([preset(photo) for photo in sample_photos()])
+    first_layer = nn.functional.conv2d(photos, state_dict["conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(state_dict["bn1.running_mean"], first_layer.mean((0, 2, 3)))
+    torch.testing.assert_close(state_dict["bn1.running_var"], first_layer.var((0, 2, 3)))
+
+
+# Weights from a file
+
+
+def test_a_file_gives_its_weights_and_where_they_come_from(pth: Path, weights: Weights) -> None:
+    assert (weights.name, weights.source, weights.trained) == ("a.pth", "a.pth", True)
+    assert weights.sha256 == hashlib.sha256(pth.read_bytes()).hexdigest()
+    assert torch.equal(weights.state_dict["conv1.weight"], discriminating_state_dict()["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "left_out", ["fc.", "num_batches_tracked"], ids=["the last layer", "the batch counter"]
+)
+def test_what_is_not_used_may_be_missing(tmp_path: Path, weights: Weights, left_out: str) -> None:
+    kept = {name: value for name, value in discriminating_state_dict().items() if left_out not in name}
+    assert len(kept) < len(discriminating_state_dict())
+    torch.save(kept, tmp_path / "less.pth")
+    assert same(file_weights(tmp_path / "less.pth").state_dict, weights.state_dict)
+
+
+def test_a_last_layer_for_other_classes_and_double_precision_are_taken(
+    tmp_path: Path, weights: Weights
+) -> None:
+    state_dict = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in discriminating_state_dict().items()
+    } | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    torch.save(state_dict, tmp_path / "finetuned.pth")
+    assert same(file_weights(tmp_path / "finetuned.pth").state_dict, weights.state_dict)
+
+
+def same(some: object, other: object) -> bool:
+    assert isinstance(some, dict)
+    assert isinstance(other, dict)
+    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
+
+
+def changed(**values: object) -> dict[str, object]:
+    """The good state_dict with some values in place of its own; None takes the name out."""
+    replaced = {name.replace("__", "."): value for name, value in values.items()}
+    state_dict = {**discriminating_state_dict(), **replaced}
+    return {name: value for name, value in state_dict.items() if value is not None}
+
+
+def only_in(network: nn.Module) -> list[str]:
+    """The names that `network` has and ResNet18 has not, in order."""
+    known = resnet18().state_dict().keys()
+    return [
+        name
+        for name in network.state_dict()
+        if name not in known and not name.endswith("num_batches_tracked")
+    ]
+
+
+def first_three(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names[:3]))} and {len(names) - 3} more"
+
+
+def with_nan(values: int) -> Tensor:
+    tensor = torch.ones(64)
+    tensor[:values] = torch.nan
+    return tensor
+
+
+WRONG_CONTENT: dict[str, tuple[Callable[[], object], str]] = {
+    "a missing key is named": (
+        lambda: changed(conv1__weight=None),
+        "lacks 'conv1.weight'",
+    ),
+    "an unexpected key is named": (
+        lambda: changed(head__weight=torch.ones(1)),
+        "has 'head.weight', which ResNet18 has not",
+    ),
+    "a ResNet34": (
+        lambda: resnet34().state_dict(),
+        f"has {first_three(only_in(resnet34()))}, which ResNet18 has not",
+    ),
+    "a ResNet50": (
+        lambda: resnet50().state_dict(),
+        f"has {first_three(only_in(resnet50()))}, which ResNet18 has not",
+    ),
+    "a wrong shape": (
+        lambda: changed(conv1__weight=torch.ones(64, 1, 7, 7)),
+        "conv1.weight has the shape (64, 1, 7, 7); ResNet18 wants (64, 3, 7, 7)",
+    ),
+    "NaN": (
+        lambda: changed(bn1__bias=with_nan(3)),
+        "bn1.bias has 3 NaN or infinite values",
+    ),
+    "infinity": (
+        lambda: changed(bn1__bias=torch.full((64,), torch.inf)),
+        "bn1.bias has 64 NaN or infinite values",
+    ),
+    "too large for float32": (
+        lambda: changed(bn1__bias=torch.full((64,), 1e300, dtype=torch.float64)),
+        "bn1.bias has 64 NaN or infinite values",
+    ),
+    "a negative variance": (
+        lambda: changed(bn1__running_var=torch.full((64,), -1.0)),
+        "bn1.running_var has negative variances",
+    ),
+    "integers": (
+        lambda: changed(bn1__bias=torch.ones(64, dtype=torch.int64)),
+        "bn1.bias is not a dense tensor of floats",
+    ),
+    "a sparse tensor": (
+        lambda: changed(bn1__bias=torch.ones(64).to_sparse()),
+        "bn1.bias is not a dense tensor of floats",
+    ),
+    "a tensor without values": (
+        lambda: changed(bn1__bias=torch.ones(64, device="meta")),
+        "bn1.bias is not a dense tensor of floats",
+    ),
+    "a number for a tensor": (
+        lambda: changed(bn1__bias=1.0),
+        "bn1.bias is not a dense tensor of floats",
+    ),
+    "a whole checkpoint": (
+        lambda: {"epoch": 3, "optimizer": {"lr": 0.1}, "state_dict": dict(discriminating_state_dict())},
+        "is a whole checkpoint, with 'optimizer', 'state_dict': save its state_dict alone",
+    ),
+    "DataParallel's prefix": (
+        lambda: {f"module.{name}": value for name, value in discriminating_state_dict().items()},
+        "has names that start with 'module.', as DataParallel makes them: save model.module.state_dict()",
+    ),
+    "a list": (
+        lambda: list(discriminating_state_dict().values()),
+        "holds a list, not a state_dict",
+    ),
+    "a bare tensor": (
+        lambda: torch.ones(3),
+        "holds a Tensor, not a state_dict",
+    ),
+    "names that are numbers": (
+        lambda: dict(enumerate(discriminating_state_dict().values())),
+        "holds a dict, not a state_dict",
+    ),
+    "nothing": (
+        dict,
+        # 20 convolutions, and 4 tensors for the BatchNorm of each
+        "lacks 'conv1.weight', 'bn1.weight', 'bn1.bias' and 97 more",
+    ),
+    "a name with a line break": (
+        lambda: changed(**{"two\nlines": torch.ones(1)}),
+        r"has 'two\nlines', which ResNet18 has not",
+    ),
+}
+
+
+# torch says so when it loads the sparse tensor of one case.
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
+@pytest.mark.parametrize("case", WRONG_CONTENT)
+def test_a_file_with_something_else_is_refused_in_one_line_that_names_it(tmp_path: Path, case: str) -> None:
+    make, reason = WRONG_CONTENT[case]
+    path = tmp_path / "b.pth"
+    torch.save(make(), path)
+    assert re.sub(r"^\S+?b\.pth:? ", "", refusal(path)) == reason
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(WeightsError) as refused:
+        file_weights(path)
+    line = str(refused.value)
+    assert str(path) in line
+    assert "\n" not in line
+    return line
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nothing.pth"
+    assert refusal(path) == f"{path} can't be read: No such file or directory"
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"{tmp_path} is a directory; a file with a state_dict is wanted"
+
+
+def test_a_device_is_refused_unread() -> None:
+    path = Path("/dev/zero")
+    assert refusal(path) == "/dev/zero is a device or pipe; a file with a state_dict is wanted"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    path = save_pth(tmp_path / "secret.pth")
+    path.chmod(0)
+    assert refusal(path) == f"{path} can't be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["imagenet", "untrained"])
+def test_a_file_can_not_pass_for_other_weights_by_its_name(tmp_path: Path, name: str) -> None:
+    path = save_pth(tmp_path / name)
+    assert refusal(path) == f"'{path}' is no name for weights: rename the file"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00", b"<html>404</html>", b"\x80\x02.", b"PK\x03\x04 not a zip", os.urandom(999)],
+)
+def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "c.pth"
+    path.write_bytes(content)
+    assert refusal(path) == f"{path} is not a file that torch.save wrote, or is damaged"
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path, pth: Path) -> None:
+    path = tmp_path / "half.pth"
+    path.write_bytes(pth.read_bytes()[: pth.stat().st_size // 2])
+    assert refusal(path) == f"{path} is not a file that torch.save wrote, or is damaged"
+
+
+class Trap:
+    """Unpickling one makes the directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.directory),)
+
+
+def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Trap(tmp_path / "executed")}, tmp_path / "trap.pth")
+    line = refusal(tmp_path / "trap.pth")
+    assert not (tmp_path / "executed").exists()
+    assert line.endswith(
+        "holds more than tensors and was not loaded (it calls 'posix.mkdir'): "
+        "save model.state_dict(), not the model"
+    )
+
+
+def test_a_whole_pickled_model_is_not_loaded(tmp_path: Path) -> None:
+    torch.save(resnet18(), tmp_path / "model.pth")
+    assert "(it calls 'torchvision.models.resnet.ResNet')" in refusal(tmp_path / "model.pth")
+
+
+# Weights by download
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's cache of downloads, empty; and no proxy between us and the test's server."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "hub" / "checkpoints"
+
+
+def named_after(content: bytes) -> str:
+    return f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+
+
+def failed_download(url: str, *, timeout_s: float = 10) -> str:
+    with pytest.raises(DownloadFailed) as failed:
+        imagenet_weights(url, timeout_s=timeout_s)
+    return str(failed.value)
+
+
+def test_a_download_is_kept_and_not_made_again(cache: Path, pth: Path, weights: Weights) -> None:
+    content = pth.read_bytes()
+    name = named_after(content)
+    with serve_files({name: content}) as origin:
+        downloaded = imagenet_weights(f"{origin}/{name}")
+    assert (downloaded.name, downloaded.source) == ("imagenet", f"{origin}/{name}")
+    assert (downloaded.sha256, downloaded.trained) == (weights.sha256, True)
+    assert same(downloaded.state_dict, weights.state_dict)
+    assert [file.name for file in cache.iterdir()] == [name]
+    again = imagenet_weights(f"{origin}/{name}")  # the server is gone
+    assert again.sha256 == weights.sha256
+
+
+def test_a_download_with_another_sha256_is_refused_and_not_kept(cache: Path) -> None:
+    with serve_files({"resnet18-01234567.pth": b"another file"}) as origin:
+        url = f"{origin}/resnet18-01234567.pth"
+        with pytest.raises(WeightsError) as refused:
+            imagenet_weights(url)
+    got = hashlib.sha256(b"another file").hexdigest()
+    assert str(refused.value) == (
+        f'{url} was cut short or is not the right file: invalid hash value (expected "01234567", got "{got}")'
+    )
+    assert not isinstance(refused.value, DownloadFailed)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_download_that_is_cut_short_is_refused_and_not_kept(cache: Path, pth: Path) -> None:
+    content = pth.read_bytes()
+    name = named_after(content)
+    with (
+        serve_files({name: content[:100_000]}, declared_bytes=len(content)) as origin,
+        pytest.raises(WeightsError, match=r"was cut short|can't be downloaded"),
+    ):
+        imagenet_weights(f"{origin}/{name}")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_damaged_file_in_the_cache_is_named_and_not_used(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / "resnet18-01234567.pth").write_bytes(b"damaged")
+    with pytest.raises(WeightsError) as refused:
+        imagenet_weights("http://127.0.0.1:1/resnet18-01234567.pth")
+    got = hashlib.sha256(b"damaged").hexdigest()
+    assert str(refused.value) == (
+        f"{cache}/resnet18-01234567.pth is damaged, its sha256 is {got}: delete it and try again"
+    )
+
+
+def test_a_url_that_promises_no_sha256_is_refused(cache: Path) -> None:
+    with pytest.raises(WeightsError, match="does not end in the start of a sha256"):
+        imagenet_weights("http://127.0.0.1:1/resnet18.pth")
+
+
+def test_a_file_that_the_server_does_not_have_is_a_failed_download(cache: Path) -> None:
+    with serve_files({}) as origin:
+        url = f"{origin}/resnet18-01234567.pth"
+        assert failed_download(url) == f"{url} can't be downloaded: HTTP 404 Not Found"
+    assert not cache.exists()
+
+
+def test_a_refused_connection_is_a_failed_download(cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed_again:
+        url = f"http://127.0.0.1:{closed_again.getsockname()[1]}/resnet18-01234567.pth"
+    line = f"{url} can't be downloaded: [Errno 111] Connection refused"
+    assert failed_download(url) == line
+    assert not cache.exists()
+
+
+def test_a_server_that_never_answers_is_a_failed_download_after_the_timeout(cache: Path) -> None:
+    with serve_files({}, silent=True) as origin:
+        started_s = time.monotonic()
+        line = failed_download(f"{origin}/resnet18-01234567.pth", timeout_s=0.2)
+        assert time.monotonic() - started_s < 5
+    assert re.search(r"can't be downloaded: (no answer within 0\.2 s|timed out)$", line)
+
+
+def test_a_cache_that_can_not_be_written_is_not_called_a_failed_download(
+    tmp_path: Path, cache: Path, pth: Path
+) -> None:
+    (tmp_path / "hub").write_bytes(b"a file where the folder should be")
+    name = named_after(pth.read_bytes())
+    with serve_files({name: pth.read_bytes()}) as origin, pytest.raises(WeightsError) as refused:
+        imagenet_weights(f"{origin}/{name}")
+    assert str(refused.value) == (
+        f"the download can't be kept in {cache}: Not a directory (TORCH_HOME says where torch keeps them)"
+    )
+    assert not isinstance(refused.value, DownloadFailed)
+
+
+def test_sockets_of_others_keep_their_timeout_after_a_download(cache: Path, pth: Path) -> None:
+    name = named_after(pth.read_bytes())
+    with serve_files({name: pth.read_bytes()}) as origin:
+        imagenet_weights(f"{origin}/{name}", timeout_s=3)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_the_url_and_the_cache_are_torchvisions() -> None:
+    assert ResNet18_Weights.IMAGENET1K_V1.url == IMAGENET_URL
+    assert cached_file(IMAGENET_URL) == Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")

@@ -1,0 +1,206 @@
+"""Starting and stopping the service: what a bad start says, and that leaving drops nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.answers import Held, with_length
+from tests.origin import Origin
+from tests.server import BENTOML, ROOT, Server, free_port, plain_environ, until
+
+
+def start(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`bentoml serve`, for starts that must fail."""
+    return subprocess.run(
+        [BENTOML, "serve"],
+        cwd=ROOT,
+        env={**plain_environ(), **environ},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "takes"),
+    [
+        ("EMBEDDER_MAX_URLS", "many", "a whole number, 1 to 10000"),
+        ("EMBEDDER_ALLOWED_NETWORKS", "10.0.0.1/8", "networks like"),
+        ("EMBEDDER_PORT", "0", "a whole number, 1 to 65535"),
+        ("EMBEDDER_ALLOWED_HOSTS", ",", "host names separated by commas"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_in_one_line(
+    store: Path, variable: str, value: str, takes: str
+) -> None:
+    done = start({"BENTOML_HOME": str(store), variable: value})
+    assert done.returncode != 0
+    message = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert len(message) == 1
+    assert f"{variable}='{value}'" in message[0]
+    assert takes in message[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_model_stops_the_start_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = start({"BENTOML_HOME": str(tmp_path)})
+    assert done.returncode != 0
+    assert "there is no model resnet18:latest" in done.stderr
+    assert "python scripts/save_model.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_this_project_did_not_save_stops_the_start(tmp_path: Path) -> None:
+    environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path)}
+    create = "import bentoml\nwith bentoml.models.create('resnet18'): pass"
+    subprocess.run([sys.executable, "-c", create], env=environ, check=True)
+    done = start({"BENTOML_HOME": str(tmp_path)})
+    assert done.returncode != 0
+    assert "was not saved by scripts/save_model.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_fails_readiness_first_and_answers_what_is_in_work(
+    tmp_path: Path, store: Path, origin: Origin, photo: bytes
+) -> None:
+    slow = Held(with_length(photo))
+    for n in range(10):  # each its own URL: the same one would be fetched once
+        origin.raw(f"/slow-{n}.jpg", slow)
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_WORKERS": "1",
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    }
+    with Server(tmp_path / "log", environ) as server, ThreadPoolExecutor(10) as clients:
+        # A connection from before: the listening socket may close while we look.
+        with requests.Session() as session:
+            assert session.get(server.url + "/health", timeout=10).status_code == 200
+            urls = [origin.url(f"/slow-{n}.jpg") for n in range(10)]
+            waiting = [clients.submit(server.post, "/embed", {"url": url}) for url in urls]
+            for _ in range(10):
+                assert slow.arrived.acquire(timeout=10)
+            (worker,) = server.workers()
+            os.kill(worker, signal.SIGTERM)
+            until(lambda: session.get(server.url + "/health", timeout=10).status_code == 503, 10)
+            assert session.get(server.url + "/health", timeout=10).json() == {"status": "draining"}
+            assert session.get(server.url + "/readyz", timeout=10).status_code == 503
+        slow.release()
+        assert [answer.result().status_code for answer in waiting] == [200] * 10
+
+
+def test_workers_leave_when_their_parent_is_killed_and_answer_what_is_in_work(
+    tmp_path: Path, store: Path, origin: Origin, photo: bytes
+) -> None:
+    slow = Held(with_length(photo))
+    origin.raw("/parent.jpg", slow)
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    }
+    with Server(tmp_path / "log", environ) as server, ThreadPoolExecutor(1) as client:
+        workers = server.workers()
+        until(lambda: server.log.read_text().count("Completed async startup hook: start") == len(workers))
+        waiting = client.submit(server.post, "/embed", {"url": origin.url("/parent.jpg")})
+        assert slow.arrived.acquire(timeout=10)
+        server.process.kill()
+        until(lambda: nobody_accepts(server.port), 10)
+        slow.release()
+        assert waiting.result().status_code == 200
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)
+
+
+def nobody_accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_sigterm_ends_the_server_with_status_0_and_no_orphans(tmp_path: Path, store: Path) -> None:
+    with Server(tmp_path / "log", {"BENTOML_HOME": str(store)}) as server:
+        workers = server.children()
+        assert len(workers) >= 2
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)
+
+
+HEALTH = """
+import asyncio
+import service
+from embedder.http.pages import pages
+from starlette.testclient import TestClient
+
+client = TestClient(pages(health=service.health, info=dict))
+for state, values in ((service.encoder, [True, False, True]), (service.drain, [True])):
+    for value in values:
+        setattr(state, "healthy" if state is service.encoder else "begun", value)
+        answer = client.get("/health")
+        ready = asyncio.run(service.ImageEmbedder.inner.__is_ready__(None))
+        print(answer.status_code, answer.json()["status"], ready)
+"""
+
+
+def test_a_process_whose_model_fails_or_that_leaves_is_neither_healthy_nor_ready(store: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEALTH],
+        cwd=ROOT,
+        env={**plain_environ(), "BENTOML_HOME": str(store)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "200 healthy True",
+        "503 unhealthy False",
+        "200 healthy True",
+        "503 draining False",
+    ]
+
+
+# An answer that is more than buffers hold, and a drain that does not wait long for it to be read.
+STUBBORN = """
+import sys
+import uvicorn
+from embedder.runtime.shutdown import Drain
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        Drain(limit_s=0.5, grace_s=0.1).install()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(64_000_000)})
+
+uvicorn.run(app, port=int(sys.argv[1]))
+"""
+
+
+def test_a_client_that_does_not_read_its_answer_does_not_keep_a_worker_from_leaving() -> None:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN, str(port)], cwd=ROOT)
+    try:
+        client = socket.socket()
+        until(lambda: client.connect_ex(("127.0.0.1", port)) == 0)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.recv(1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        client.close()
+    finally:
+        process.kill()
+        process.wait()
