@@ -79,7 +79,7 @@ overload: setup
 	@$(BIN)/python -m tests.tools.overload $(if $(ONLY),--only '$(ONLY)')
 
 lock: setup
-	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --quiet --upgrade \
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --quiet $(if $(UPGRADE),--upgrade) \
 		--generate-hashes pyproject.toml --output-file requirements.lock
 
 release-check: setup

@@ -69,7 +69,7 @@ def in_changelog() -> None:
 
 def not_released() -> None:
     if git("tag", "--list", f"v{__version__}"):
-        raise NotReadyError("there is a tag: set the next version in embedder/__init__.py and elsewhere")
+        raise NotReadyError("there is a tag: set the next version in embedder/__init__.py and bentofile.yaml")
 
 
 def make(target: str) -> None:

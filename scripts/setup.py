@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "complete"
-OLDEST = (3, 10)
+OLDEST = (3, 11)
 
 
 def main() -> None:
     if sys.version_info < OLDEST:
         found = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(f"setup: Python {found} is too old, this needs 3.10 or newer: make PYTHON=python3.11 ...")
+        sys.exit(f"setup: Python {found} is too old, this needs 3.11 or newer: make PYTHON=python3.11 ...")
     wanted = _fingerprint()
     if _is_complete(wanted):
         return

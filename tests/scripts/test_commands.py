@@ -25,14 +25,14 @@ in_own_venv = pytest.mark.skipif(
 
 def test_an_old_python_is_refused_in_one_line() -> None:
     as_if = (
-        "import runpy, sys; sys.version_info = (3, 9, 18); "
+        "import runpy, sys; sys.version_info = (3, 10, 18); "
         f"runpy.run_path({str(ROOT / 'scripts' / 'setup.py')!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", as_if], capture_output=True, text=True)
     assert done.returncode == 1
     assert (
         done.stderr
-        == "setup: Python 3.9.18 is too old, this needs 3.10 or newer: make PYTHON=python3.11 ...\n"
+        == "setup: Python 3.10.18 is too old, this needs 3.11 or newer: make PYTHON=python3.11 ...\n"
     )
 
 
