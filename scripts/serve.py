@@ -1,15 +1,20 @@
-"""`make serve`: save the model if that is still to be done, then become `bentoml serve`."""
+"""`make serve`: saves the model if it is not in the store, then becomes `bentoml serve`.
+
+If EMBEDDER_MODEL is set, that model is served and none is saved.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.ensure_model import ensure_model  # noqa: E402 - found through the line above
 
 
 def main() -> None:
@@ -20,21 +25,17 @@ def main() -> None:
     parser.add_argument("--precision", default=precision, help="fp32, or int8, which is faster")
     arguments = parser.parse_args()
     _check_port(arguments.port)
-    saved = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "scripts" / "save_model.py"),
-            *("--weights", arguments.weights, "--precision", arguments.precision),
-            *("--if-missing", "--fallback-untrained"),
-        ]
-    )
-    if saved.returncode != 0:
-        sys.exit(saved.returncode)
+    model = os.environ.get("EMBEDDER_MODEL")
+    if not model:
+        status = ensure_model(arguments.weights, arguments.precision, fallback_untrained=True)
+        if status != 0:
+            sys.exit(status)
+    which = f"{model}, as EMBEDDER_MODEL says" if model else "the latest resnet18"
+    print(f"serve: serving {which}, in {arguments.precision}, on port {arguments.port}", flush=True)
     os.chdir(ROOT)
     environ = {
         **os.environ,
         "EMBEDDER_PORT": str(arguments.port),
-        "EMBEDDER_MODEL": "resnet18:latest",
         "EMBEDDER_PRECISION": arguments.precision,
     }
     bentoml = str(Path(sys.executable).with_name("bentoml"))
@@ -55,4 +56,7 @@ def _check_port(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

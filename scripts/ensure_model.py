@@ -1,0 +1,54 @@
+"""Puts the wanted model into BentoML's store if it is not there, and installs what makes it only then.
+
+`make serve` and `make bento` begin with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+
+
+def ensure_model(weights: str, precision: str, *, fallback_untrained: bool) -> int:
+    """The exit status of `save_model.py --if-missing`, which takes no torch if there is nothing to save."""
+    command = [
+        *(sys.executable, str(SCRIPTS / "save_model.py"), "--if-missing"),
+        *("--weights", weights, "--precision", precision),
+        *(["--fallback-untrained"] if fallback_untrained else []),
+    ]
+    # Where torch is not installed, save_model.py says so and ends with 1, having changed nothing.
+    if (status := _status(command, but="is not installed")) is not None:
+        return status
+    installed = subprocess.run([sys.executable, str(SCRIPTS / "setup.py"), "export"])
+    return installed.returncode or subprocess.run(command).returncode
+
+
+def _status(command: list[str], *, but: str) -> int | None:
+    """The exit status; None if it was an error with these words, which is not shown."""
+    said = False
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if but in line:
+                said = True
+            else:
+                print(line, end="", file=sys.stderr, flush=True)
+    return None if said and process.returncode else process.returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
+    parser.add_argument("--precision", default="fp32", help="fp32, or int8, which is faster")
+    arguments = parser.parse_args()
+    return ensure_model(arguments.weights, arguments.precision, fallback_untrained=False)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
