@@ -4,28 +4,19 @@
 pyproject.toml: `export` makes models, with torch; `dev` tests and lints; `bench`, `soak` and `fuzz` are for
 their targets. A level adds to what is there and removes nothing. A complete level takes milliseconds.
 
-On x86-64 `export` takes torch's CPU build from PyTorch's own index when that answers: its download is a tenth
-of the CUDA build's in the package index. It does not ask there when pip is configured with an index, or with
-none. TORCH_INDEX_URL names another index with CPU builds.
-
-It runs on a bare Python: the standard library only.
+`export` takes torch's CPU build where there is one (`torch_build.py`). This runs on the standard library.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urljoin
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -33,23 +24,7 @@ PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / "levels"
 OLDEST = (3, 11)
 LOCK = "requirements.lock"
-TORCH_INDEX_URL = "https://download.pytorch.org/whl/cpu"
-TORCH_TIMEOUT_S = 5.0
 PIP = (str(PYTHON), "-m", "pip", "--disable-pip-version-check")
-
-
-@dataclass(frozen=True)
-class TorchBuild:
-    """CPU builds that an index has for this Python."""
-
-    index_url: str
-    pins: tuple[str, ...]
-    """Like torch==2.14.1+cpu."""
-    bytes: int
-
-
-class NoTorchBuildError(Exception):
-    """There is no CPU build to be had. The message is one line that says why."""
 
 
 def main(levels: list[str]) -> None:
@@ -118,7 +93,7 @@ def _works() -> bool:
 
 def _install(level: str, wanted: list[str]) -> None:
     if level == "serve":
-        print(f"setup: installing what serves, {LOCK}: a download of 0.1 GB", flush=True)
+        print(f"setup: installing what serves, {LOCK}: 0.3 GB on disk", flush=True)
     elif not any(requirement.startswith("torch==") for requirement in wanted) or _has_torch():
         print(f"setup: installing the level {level}", flush=True)
     else:
@@ -132,8 +107,11 @@ def _has_torch() -> bool:
 
 def _install_torch(wanted: list[str]) -> None:
     """Says which torch comes, and its size. Installs the CPU build; pip installs another with the rest."""
+    sys.path.insert(0, str(ROOT))
+    from scripts.torch_build import NoTorchBuildError, cpu_build  # loads TLS, so only when it is needed
+
     try:
-        build = _cpu_build(wanted)
+        build = cpu_build(wanted, [*PIP, "config", "list"])
     except NoTorchBuildError as reason:
         size = "a download of 3 GB, 6 GB on disk" if platform.machine() == "x86_64" else "size unknown"
         print(f"setup: installing torch from the package index, {size} ({reason})", flush=True)
@@ -145,56 +123,14 @@ def _install_torch(wanted: list[str]) -> None:
     _run("install torch", *PIP, "install", *options, *build.pins)
 
 
-def _cpu_build(wanted: list[str]) -> TorchBuild:
-    index_url = os.environ.get("TORCH_INDEX_URL")
-    if platform.machine() != "x86_64":
-        raise NoTorchBuildError(f"its build for {platform.machine()} needs no other index")
-    if not index_url and (own := _own_index()):
-        raise NoTorchBuildError(f"pip is configured with {own}; TORCH_INDEX_URL may name one with CPU builds")
-    index_url = (index_url or TORCH_INDEX_URL).rstrip("/")
-    pins, size = [], 0
-    for requirement in wanted:
-        if found := re.match(r"(torch|torchvision)==([0-9.]+)", requirement):
-            package, version = found[1], f"{found[2]}+cpu"
-            size += _wheel_bytes(f"{index_url}/{package}/", package, version)
-            pins.append(f"{package}=={version}")
-    return TorchBuild(index_url, tuple(pins), size)
-
-
-def _own_index() -> str | None:
-    """The setting of pip that says that packages come from one index, or from none."""
-    configured = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
-    found = re.search(r"^\S+\.(index-url|no-index)=", configured, re.MULTILINE)
-    return found[1] if found else None
-
-
-def _wheel_bytes(page_url: str, package: str, version: str) -> int:
-    """The size of the wheel for this Python that the page of an index links to."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    name = re.escape(f"{package}-{version}-{tag}-{tag}-").replace(r"\+", r"(?:\+|%2B)")
-    try:
-        with urllib.request.urlopen(page_url, timeout=TORCH_TIMEOUT_S) as page:  # noqa: S310 - a constant, or a setting
-            link = re.search(rf'href="([^"#]*{name}[^"#/]*x86_64\.whl)', page.read().decode())
-        if link is None:
-            raise NoTorchBuildError(f"{page_url} has no {package} {version} for Python {tag}")
-        head = urllib.request.Request(urljoin(page_url, link[1]), method="HEAD")  # noqa: S310
-        with urllib.request.urlopen(head, timeout=TORCH_TIMEOUT_S) as answer:  # noqa: S310
-            return int(answer.headers["Content-Length"] or 0)
-    except urllib.error.HTTPError as error:
-        raise NoTorchBuildError(f"{error.url} answers {error.code}") from error
-    except OSError as error:  # URLError, TimeoutError and a reset connection among them
-        raise NoTorchBuildError(f"{page_url} does not answer: {getattr(error, 'reason', error)}") from error
-
-
 def _run(what: str, *command: str) -> None:
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode == 0:
-        sys.stderr.write(done.stderr)
-    elif re.search("NewConnectionError|NameResolutionError|ProxyError|ConnectTimeoutError", done.stderr):
+        return  # what pip warned of came to nothing
+    if re.search("NewConnectionError|NameResolutionError|ProxyError|ConnectTimeoutError", done.stderr):
         sys.exit(f"setup: could not {what}: the package index does not answer; run it again when it does")
-    else:
-        sys.stderr.write(done.stderr)
-        sys.exit(f"setup: could not {what}: see above; run it again when that is mended")
+    sys.stderr.write(done.stderr)
+    sys.exit(f"setup: could not {what}: see above; run it again when that is mended")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As much of a repository as the set-up reads. What serves is the package `one`."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "setup.py", folder / "scripts")
+    for name in ("setup.py", "torch_build.py"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "requirements.lock").write_text("one==1\n")
     return folder
