@@ -1,4 +1,8 @@
-"""`make container`: the built Bento as an image, by `bentoml containerize` and the engine that is here."""
+"""`make container`: makes an image of the built Bento: `bentoml containerize` with docker, podman or buildah.
+
+The build reaches the package index as this machine does: it gets the variables in `PASSED_ON`, and trusts the
+certificates of `--certificates`. Neither is in the image.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ENGINES = ("docker", "podman", "buildah")
+PASSED_ON = (
+    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
 
 
 def main() -> None:
@@ -20,6 +29,7 @@ def main() -> None:
     parser.add_argument("--image", default="image-embedder:latest", help="the image's name (%(default)s)")
     parser.add_argument("--engine", default="", help="docker, podman or buildah (the first that works)")
     parser.add_argument("--base-image", default="", help="a slim Python 3.11 (python:3.11-slim)")
+    parser.add_argument("--certificates", default="", help="a bundle that the build trusts, in PEM")
     parser.add_argument(
         "--options", default="", help="more for the engine's build command, like 'no-cache network=host'"
     )
@@ -28,6 +38,12 @@ def main() -> None:
     options = shlex.split(arguments.options)
     if arguments.base_image:
         options.append(f"build-arg=BASE_IMAGE={arguments.base_image}")
+    if arguments.certificates:
+        bundle = Path(arguments.certificates).absolute()
+        if not bundle.is_file():
+            sys.exit(f"container: there is no bundle of certificates {bundle}: set CERTIFICATES")
+        options.append(f"secret=id=certificates,src={bundle}")
+    options += [f"build-arg={name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
     containerized = subprocess.run(
         [
             *(Path(sys.executable).with_name("bentoml"), "containerize", arguments.bento),
@@ -36,23 +52,23 @@ def main() -> None:
         ],
         # BentoML looks for the Bento's own template below this folder alone (BentoML#5566).
         cwd=tempfile.gettempdir(),
-        # podman's and buildah's own format has no place for a HEALTHCHECK.
+        # podman's and buildah's own format, OCI's, can't hold a HEALTHCHECK.
         env={"BUILDAH_FORMAT": "docker", **os.environ},
     )
     if containerized.returncode != 0:
         sys.exit(f"container: {engine} could not build it: see above")
-    runner = "docker" if engine == "docker" else "podman"  # which runs what buildah builds
+    runner = "docker" if engine == "docker" else "podman"  # buildah runs nothing
     print(f"container: {engine} has built {arguments.image}; to run it:")
     hardened = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --stop-timeout 75"
     print(f"    {runner} run {hardened} --publish 8000:8000 {arguments.image}")
 
 
-def find_engine() -> str:
-    """The first of ENGINES that works: there are docker clients without a server."""
-    for engine in ENGINES:
+def find_engine(engines: Sequence[str] = ENGINES) -> str:
+    """The first of them that works: there are docker clients without a server."""
+    for engine in engines:
         if shutil.which(engine) and subprocess.run([engine, "version"], capture_output=True).returncode == 0:
             return engine
-    sys.exit(f"container: none of {', '.join(ENGINES)} works here: install one, and start docker's service")
+    sys.exit(f"container: none of {', '.join(engines)} works here: install one, or start docker's service")
 
 
 if __name__ == "__main__":

@@ -296,6 +296,38 @@ def test_without_an_engine_for_containers_the_image_is_refused_in_one_line(tmp_p
     assert len(done.stderr.splitlines()) == 1
 
 
+def containerize(folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """With stand-ins for docker, which builds nothing, and for bentoml, which prints its arguments."""
+    for name, script in (("docker", "exit 0"), ("bentoml", 'printf "<%s>" "$@"')):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / name).chmod(0o755)
+    command = [folder / "bin" / "python", ROOT / "scripts" / "containerize.py", *options]
+    environ = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **environ}
+    return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+
+def test_an_image_is_built_with_the_machines_index_proxy_and_certificates(fake_checkout: Path) -> None:
+    bundle = fake_checkout / "bundle.pem"
+    bundle.touch()
+    index, proxy = "https://packages.example.com/simple", "http://proxy.example.com:3128"
+    environ = {"PIP_INDEX_URL": index, "HTTPS_PROXY": proxy}
+    done = containerize(fake_checkout, "--certificates", str(bundle), "--options", "no-cache", **environ)
+    assert done.returncode == 0, done.stderr
+    for option in (
+        "no-cache",
+        f"secret=id=certificates,src={bundle}",
+        f"build-arg=PIP_INDEX_URL={index}",
+        f"build-arg=HTTPS_PROXY={proxy}",
+    ):
+        assert f"<--opt><{option}>" in done.stdout
+
+
+def test_a_bundle_of_certificates_that_is_not_there_is_said_in_one_line(fake_checkout: Path) -> None:
+    done = containerize(fake_checkout, "--certificates", "/none.pem")
+    assert done.returncode == 1
+    assert done.stderr == "container: there is no bundle of certificates /none.pem: set CERTIFICATES\n"
+
+
 @in_own_venv
 def test_make_serve_serves_and_serves_again(tmp_path: Path, photo_request: str) -> None:
     environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path)}
