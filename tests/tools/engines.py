@@ -73,7 +73,8 @@ class Engine:
     def config(self, image: str) -> Config:
         (inspected,) = json.loads(_output(self.name, "image", "inspect", image))
         config: dict[str, Any] = inspected["Config"]  # Any: JSON
-        healthcheck = config.get("Healthcheck") or inspected.get("HealthCheck") or {}
+        # docker has it in the configuration; podman beside that.
+        healthcheck = config.get("Healthcheck") or inspected.get("Healthcheck") or {}
         test = healthcheck.get("Test") or ()
         return Config(
             user=config.get("User") or "",
