@@ -29,7 +29,7 @@ Use
                        CERTIFICATES=/path/to/bundle.pem, for a package index behind a proxy with its own
 
 Develop
-  make setup           install all that the targets below need, but for bench, soak and fuzz: PYTHON=python3
+  make setup           install all that the targets below need, but for bench and fuzz: PYTHON=python3
   make test            run every test that this machine can run
   make lint            ruff and mypy
   make format          ruff format, and the fixes that ruff knows
@@ -85,7 +85,7 @@ overload: setup
 	@$(BIN)/python -m tests.tools.overload $(if $(ONLY),--only '$(ONLY)')
 
 soak:
-	$(INSTALL) export dev soak
+	$(INSTALL) export dev
 	@$(BIN)/python -m tests.tools.soak --minutes $(or $(MINUTES),30)
 
 fuzz:

@@ -12,20 +12,26 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
+import yaml
+from numpy.typing import NDArray
 
 from embedder.images.decode import decode
 from embedder.model.encoder import Encoder
+from embedder.model.spec import ModelSpec, Preprocessing
 
 MAX_PIXELS = 50_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser.add_argument(
+        "model", type=Path, help="fp32.onnx or int8.onnx, in its folder of BentoML's model store"
+    )
     parser.add_argument("photos", type=Path, help="a folder of .jpg files")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the network, in each process")
@@ -50,11 +56,11 @@ def rate(options: argparse.Namespace) -> float:
 
 def alone_ms(model: Path, photos: Path, threads: int, seconds: float) -> float:
     """The median time of one image, decoded and encoded."""
-    encoder, files = _prepare(model, photos, threads)
+    work = _prepare(model, photos, threads)
     times_ms: list[float] = []
     deadline = time.perf_counter() + seconds
     while (start := time.perf_counter()) < deadline:
-        encoder.encode(decode(files[len(times_ms) % len(files)], max_pixels=MAX_PIXELS)[np.newaxis])
+        work.embed(len(times_ms), 1)
         times_ms.append(1000 * (time.perf_counter() - start))
     return statistics.median(times_ms)
 
@@ -68,21 +74,36 @@ def _keep(barrier: Barrier) -> None:
 
 
 def _loop(model: Path, photos: Path, threads: int, batch: int, seconds: float) -> float:
-    encoder, files = _prepare(model, photos, threads)
+    work = _prepare(model, photos, threads)
     _barrier.wait()  # until the other processes have read the model too
     count = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        chosen = [files[(count + index) % len(files)] for index in range(batch)]
-        encoder.encode(np.stack([decode(file, max_pixels=MAX_PIXELS) for file in chosen]))
+        work.embed(count, batch)
         count += batch
     return count / (time.perf_counter() - start)
 
 
-def _prepare(model: Path, photos: Path, threads: int) -> tuple[Encoder, list[bytes]]:
-    encoder = Encoder(threads=threads, threads_alone=threads)
+@dataclass(frozen=True)
+class _Work:
+    encoder: Encoder
+    preprocessing: Preprocessing
+    files: list[bytes]
+
+    def embed(self, first: int, count: int) -> None:
+        """Decodes and encodes `count` of the files, one after the other from `first` on, and round again."""
+        self.encoder.encode(np.stack([self._pixels(number) for number in range(first, first + count)]))
+
+    def _pixels(self, number: int) -> NDArray[np.uint8]:
+        return decode(self.files[number % len(self.files)], self.preprocessing, max_pixels=MAX_PIXELS)
+
+
+def _prepare(model: Path, photos: Path, threads: int) -> _Work:
+    metadata = yaml.safe_load((model.parent / "model.yaml").read_text())["metadata"]  # as BentoML writes it
+    spec = ModelSpec.from_metadata("ceiling:1", metadata, precision=model.stem)
+    encoder = Encoder(spec, threads=threads, threads_alone=threads)
     encoder.load(model)
-    return encoder, [file.read_bytes() for file in sorted(photos.glob("*.jpg"))]
+    return _Work(encoder, spec.preprocessing, [file.read_bytes() for file in sorted(photos.glob("*.jpg"))])
 
 
 if __name__ == "__main__":

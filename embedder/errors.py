@@ -21,18 +21,18 @@ EmbedderError
     ├── Draining               503  draining, with Retry-After
     └── InternalError          500  internal_error
 
-On the wire each is `{"error": str(error), "code": error.code}` with `error.status`.
-The sentence names limits and actual values; it never names an address that a name resolved to.
+The sentence, `str(error)`, names limits and actual values. It never names an address that a name resolved to.
+Each dialect renders errors in its own shape; the service's own is `{"error": str(error), "code": error.code}`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 
 def megabytes(size: int) -> str:
-    """`size` bytes in decimal megabytes, to the byte, so that one byte over a limit reads as more than it."""
+    """`size` bytes in decimal megabytes, to the byte: one byte over a limit reads as more than the limit."""
     return f"{size / 1_000_000:.15g} MB"
 
 
@@ -46,7 +46,7 @@ class EmbedderError(Exception):
 
 
 class RequestError(EmbedderError):
-    """The client asked for something that can't work, however often it is asked: another request would."""
+    """The client asked for something that can't work. Trying again does not help; another request would."""
 
 
 class InvalidRequest(RequestError):
@@ -102,14 +102,17 @@ class BodyTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
     status = 415
-    summary = "the body is not declared as application/json, or is compressed"
+    summary = "the body has a Content-Type that the route does not take, or is compressed"
 
-    def __init__(self, media_type: str, *, encoding: str | None = None) -> None:
+    def __init__(
+        self, media_type: str, *, takes: str = "application/json", encoding: str | None = None
+    ) -> None:
         self.media_type = media_type
+        self.takes = takes
         self.encoding = encoding
         super().__init__(
-            f"the body's Content-Type is {media_type[:100]!r}; send application/json "
-            "(curl: -H 'Content-Type: application/json')"
+            f"the body's Content-Type is {media_type[:100]!r}; send {takes} "
+            f"(curl: -H 'Content-Type: {takes}')"
             if encoding is None
             else f"the body's Content-Encoding is {encoding[:100]!r}; send it without one"
         )
@@ -215,6 +218,14 @@ class InternalError(ServiceError):
 
 
 def bare(error: EmbedderError) -> EmbedderError:
-    """`error` without the frames that it came through: they hold bodies and images, which count no more."""
+    """`error` without its traceback, whose frames keep bodies and images alive that no budget counts any more."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def codes(error: type[EmbedderError] = EmbedderError) -> Iterator[str]:
+    """The code of every error there is."""
+    for child in error.__subclasses__():
+        if "code" in vars(child):
+            yield child.code
+        yield from codes(child)

@@ -1,19 +1,21 @@
-"""Sources → images or failures, in order, within the budget.
+"""One source → its pixels, its known embedding, or its error.
 
-    source ─► a place in work ─► fetch ─► known? ─► room in memory ─► decode ─► Image, or its embedding
+    source ─► a place in work ─► fetch ─► known? ─► room in memory ─► decode ─► DecodedImage, or Result
                    │               │                      │             │
-              Overloaded      OriginError            Overloaded    RequestError   (values, one a source)
+              Overloaded      OriginError            Overloaded    RequestError      (values, one a source)
 
-A source is an http(s) URL, or a `data:` URL that carries the image itself. Here is where everything waits
-and where everything fails, so that nothing does once images share a batch.
+A source is an http(s) URL, a `data:` URL that carries the image itself, or the bytes of an image file.
+Everything waits here and everything fails here, so that nothing does once images share a batch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from time import perf_counter
@@ -22,77 +24,137 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder import metrics
-from embedder.cache import Embedding, EmbeddingCache
-from embedder.errors import EmbedderError, InternalError, Overloaded, TooManyPixels, bare
+from embedder.cache import Embedding, EmbeddingCache, KnownImage
+from embedder.errors import (
+    EmbedderError,
+    ImageTooLarge,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TooManyPixels,
+    bare,
+)
 from embedder.fetch.data_url import is_data_url, read_data_url
 from embedder.fetch.fetcher import Fetcher
-from embedder.images.decode import Picture, decode_picture, first_picture
-from embedder.runtime.memory import DecodingMemory, HeldBytes, Hold
+from embedder.images.containers import Picture, first_picture
+from embedder.images.decode import decode_picture
+from embedder.images.decode_budget import DecodeBudget
+from embedder.metrics.measures import Metrics
+from embedder.model.spec import Preprocessing
+from embedder.runtime.byte_budget import ByteBudget, Lease
 from embedder.runtime.threads import started_threads
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 # A fetch that takes longer waits for its origin, and computes nothing meanwhile.
 SLOW_FETCH_S = 0.25
 
+Source: TypeAlias = str | bytes
+"""A URL, or the bytes of an image file."""
+
 
 @dataclass(frozen=True, eq=False)
-class Image:
-    """A decoded image that is to be encoded."""
+class Result:
+    """What became of one source: an embedding or an error."""
+
+    embedding: Embedding | None = None
+    """float32 (dimension,), of norm 1."""
+    error: EmbedderError | None = None
+    width: int | None = None
+    """`width` and `height` are the source's, in pixels, upright. None, as what follows, beside an error."""
+    height: int | None = None
+    format: str | None = None
+    """JPEG, PNG, WEBP or GIF."""
+    bytes: int | None = None
+    """The size of the file."""
+    sha256: str | None = None
+    """Of the file, in hexadecimal; None where the engine does not hash what it does not keep."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds, of what was done: fetch, decode_queue, decode, encode (with the wait for a batch)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """An image that is still to be encoded."""
 
     pixels: NDArray[np.uint8]
-    """uint8 (224, 224, 3), RGB."""
-    key: bytes | None
-    """What its embedding will be kept under; None where embeddings are not kept."""
+    """uint8 (crop, crop, 3), RGB."""
+    width: int
+    height: int
+    format: str
+    bytes: int
+    sha256: str | None
+    timings: Mapping[str, float]
+
+    def result(self, embedding: Embedding, *, encode_s: float | None = None) -> Result:
+        timings = {**self.timings} if encode_s is None else {**self.timings, "encode": encode_s}
+        return Result(embedding, None, self.width, self.height, self.format, self.bytes, self.sha256, timings)
 
 
-Outcome: TypeAlias = Image | Embedding | EmbedderError
-"""What became of one source: an image, its embedding where that is known, or why there is neither."""
+Outcome: TypeAlias = DecodedImage | Result
 
 
 @dataclass(frozen=True, eq=False)
-class _Postponed:
-    """A picture that there is no room in memory to decode now."""
+class _File:
+    """An image's file that has arrived."""
+
+    data: bytes
+    arrived_s: float
+    """On the clock of `perf_counter`."""
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Undecoded:
+    """A picture on its way to be decoded. The file that it came in is let go."""
 
     picture: Picture
-    key: bytes | None
+    file_bytes: int
+    sha256: str | None
+    arrived_s: float
+    timings: dict[str, float]
 
 
 @dataclass(eq=False)
 class _Flight:
-    """One fetch, and the requests that wait for it."""
+    """One fetch, and how many wait for it."""
 
     task: asyncio.Task[Outcome]
-    waiting: int = field(default=0)
+    waiting: int = 0
 
 
-class Intake:
-    """Turns sources into images. One to a process; use it on one event loop."""
+class Pipeline:
+    """Turns sources into pixels. One to a process; use it on one event loop."""
 
     def __init__(
         self,
         fetcher: Fetcher,
+        preprocessing: Preprocessing,
         *,
         cache: EmbeddingCache,
-        held_bytes: HeldBytes,
-        decoding_memory: DecodingMemory,
+        byte_budget: ByteBudget,
+        decode_budget: DecodeBudget,
+        metrics: Metrics,
         max_in_flight_images: int,
         max_image_bytes: int,
         max_image_pixels: int,
         decode_threads: int,
+        hash_files: bool = False,
     ) -> None:
+        """`hash_files` has every `Result` say its file's sha256, also where nothing is kept: 0.7 ms a MB."""
         self._fetcher = fetcher
+        self._preprocessing = preprocessing
         self._cache = cache
-        self._held_bytes = held_bytes
-        self._decoding_memory = decoding_memory
+        self._byte_budget = byte_budget
+        self._decode_budget = decode_budget
+        self._metrics = metrics
         self._max_in_flight_images = max_in_flight_images
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
         self._decode_threads = decode_threads
+        self._hash_files = hash_files or cache.max_entries > 0
         self._decoders: ThreadPoolExecutor
         self.in_flight_images = 0
         """From their admission until their answer is written."""
@@ -107,28 +169,37 @@ class Intake:
         return self.in_flight_images - sum(flight.waiting for flight, _ in slow)
 
     async def start(self) -> None:
-        self._decoders = started_threads(self._decode_threads, "decode")
         await self._fetcher.start()
+        self._decoders = started_threads(self._decode_threads, "decode")
 
     async def close(self) -> None:
         await self._fetcher.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    async def admit(self, sources: Sequence[str]) -> list[Outcome]:
-        """One outcome for each source, in their order; the same `Image` for the same URL.
+    @contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """Holds places in work for `count` images. Raises Overloaded when there are not that many now."""
+        self.check_room(count)
+        self.in_flight_images += count
+        try:
+            yield
+        finally:
+            self.in_flight_images -= count
 
-        The sources' places in work are held until the calling task ends, however it ends: its pixels are
-        in memory until its answer is written. So call it once in a task.
-        Raises Overloaded, at once, when there are not enough places for all of them.
+    async def outcomes(self, sources: Sequence[Source]) -> list[Outcome]:
+        """One outcome for each source, in their order; the same `DecodedImage` for the same URL.
+
+        Hold their `places` until what becomes of them is out of memory.
         """
-        self._take_places(len(sources))
         if len(sources) == 1:
             return [await self._outcome(sources[0])]
         return list(await asyncio.gather(*map(self._outcome, sources)))
 
-    def remember(self, image: Image, embedding: Embedding) -> None:
+    def remember(self, image: DecodedImage, embedding: Embedding) -> None:
         """Keep the `embedding` that the network made of `image`."""
-        self._cache.put(image.key, embedding)
+        if image.sha256 is not None and self._cache.max_entries:
+            known = KnownImage(embedding.copy(), image.width, image.height, image.format)
+            self._cache.put(image.sha256, known)
 
     def check_room(self, count: int) -> None:
         """Raises Overloaded when there are no places for `count` more images now."""
@@ -139,130 +210,148 @@ class Intake:
                 f"no room for {count} more now"
             )
 
-    def _take_places(self, count: int) -> None:
-        self.check_room(count)
-        task = asyncio.current_task()
-        assert task is not None, "admit runs in a task"  # noqa: S101 - a coroutine always does
-        self.in_flight_images += count
-        task.add_done_callback(lambda _: self._give_places_back(count))
-
-    def _give_places_back(self, count: int) -> None:
-        self.in_flight_images -= count
-
-    async def _outcome(self, source: str) -> Outcome:
+    async def _outcome(self, source: Source) -> Outcome:
+        if isinstance(source, bytes):
+            return await self._as_value(lambda lease: self._of_bytes(source, lease))
+        if not isinstance(source, str):  # as a column of a table may have it
+            return Result(error=InvalidRequest("the source is neither a URL nor the bytes of a file"))
         if is_data_url(source):
-            return await self._as_value(self._of_data_url, source)
-        return await self._shared(source)
+            return await self._as_value(lambda lease: self._of_data_url(source, lease))
+        return await self._of_shared_url(source)
 
-    async def _shared(self, url: str) -> Outcome:
-        """The outcome for `url`, fetched once for all who ask while it is under way.
+    async def _of_shared_url(self, url: str) -> Outcome:
+        """The outcome for `url`, fetched once for all that ask while the fetch is under way.
 
-        Whoever goes away leaves it to the others; with the last one it ends.
+        It ends when the last of them is cancelled.
         """
         flight = self._flights.get(url)
         if flight is None:
-            task = asyncio.get_running_loop().create_task(self._as_value(self._of_url, url))
+            task = asyncio.get_running_loop().create_task(
+                self._as_value(lambda lease: self._of_url(url, lease))
+            )
             flight = self._flights[url] = _Flight(task)
-            task.add_done_callback(lambda _: self._land(url, flight))
+            task.add_done_callback(lambda _: self._forget(url, flight))
         else:
-            metrics.shared_fetches.inc()
+            self._metrics.shared_fetches.inc()
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
-                self._land(url, flight)  # at once: nobody must join what is being cancelled
+                self._forget(url, flight)  # at once: nobody must join what is being cancelled
                 flight.task.cancel()
 
-    def _land(self, url: str, flight: _Flight) -> None:
+    def _forget(self, url: str, flight: _Flight) -> None:
         if self._flights.get(url) is flight:
             del self._flights[url]
 
-    async def _as_value(self, work: Callable[[str, Hold], Awaitable[Outcome]], source: str) -> Outcome:
+    async def _as_value(self, work: Callable[[Lease], Awaitable[Outcome]]) -> Outcome:
         try:
-            with self._held_bytes.hold() as hold:
-                return await work(source, hold)
+            with self._byte_budget.lease() as lease:
+                return await work(lease)
         except EmbedderError as error:
-            return bare(error)
-        except MemoryError:  # what other images hold is about to come back
-            return Overloaded("there is no memory for the image now")
+            return Result(error=bare(error))
+        except MemoryError:  # what other images hold is about to be freed
+            return Result(error=Overloaded("there is no memory for the image now"))
         except Exception:  # a bug that one image met: its neighbours must not pay for it
             logger.exception("an image failed in a way that was not foreseen")
-            return InternalError()
+            return Result(error=InternalError())
 
-    async def _of_url(self, url: str, hold: Hold) -> Outcome:
+    async def _of_url(self, url: str, lease: Lease) -> Outcome:
         flight = self._flights[url]
+        began_s = perf_counter()
         self._fetching_since_s[flight] = asyncio.get_running_loop().time()
         try:
-            data = await self._fetcher.fetch(url, hold)
+            data = [await self._fetcher.fetch(url, lease)]
         finally:
             del self._fetching_since_s[flight]
-        return await self._of_bytes(self._known_or_decoded, data)
-
-    async def _of_data_url(self, url: str, hold: Hold) -> Outcome:
-        hold.add(len(url))
-        return await self._of_bytes(self._read_and_decoded, url)
-
-    async def _of_bytes(self, work: Callable[[T, float], Outcome | _Postponed], argument: T) -> Outcome:
         arrived_s = perf_counter()
+        timings = {"fetch": arrived_s - began_s}
+        return await self._decoded(lambda: _File(data.pop(), arrived_s, timings))
+
+    async def _of_data_url(self, url: str, lease: Lease) -> Outcome:
+        lease.add(len(url))
+        arrived_s, limit = perf_counter(), self._max_image_bytes
+        return await self._decoded(lambda: _File(read_data_url(url, max_bytes=limit), arrived_s, {}))
+
+    async def _of_bytes(self, data: bytes, lease: Lease) -> Outcome:
+        lease.add(len(data))
+        if len(data) > self._max_image_bytes:
+            raise ImageTooLarge(limit_bytes=self._max_image_bytes, actual_bytes=len(data))
+        arrived_s = perf_counter()
+        return await self._decoded(lambda: _File(data, arrived_s, {}))
+
+    async def _decoded(self, file: Callable[[], _File]) -> Outcome:
+        """The outcome for what `file` gives, which is called once, on a decoding thread.
+
+        Nothing keeps the file here: a picture that waits for memory holds its own copy, and no other.
+        """
         # The one crossing from the event loop to the decoding threads, but for what has to wait for memory.
-        outcome = await self._on_thread(work, argument, arrived_s)
-        if not isinstance(outcome, _Postponed):
+        outcome = await self._on_thread(lambda: self._known_or_decoded(file()))
+        if not isinstance(outcome, _Undecoded):
             return outcome
         size = outcome.picture.decoding_bytes
-        await self._decoding_memory.take(size)
-        pixels = await self._on_thread(
-            _decoded, outcome.picture, arrived_s, then=lambda _: self._decoding_memory.give_back(size)
+        await self._decode_budget.take(size)
+        return await self._on_thread(
+            lambda: self._image(outcome), then=lambda _: self._decode_budget.give_back(size)
         )
-        return Image(pixels, outcome.key)
 
     async def _on_thread(
-        self,
-        work: Callable[[T, float], R],
-        argument: T,
-        arrived_s: float,
-        *,
-        then: Callable[[Future[R]], None] = lambda _: None,
+        self, work: Callable[[], R], *, then: Callable[[Future[R]], None] = lambda _: None
     ) -> R:
         """`work`, on a decoding thread; `then` when that is done, which may be after this is given up."""
-        given = [argument]
-        done = self._decoders.submit(lambda: work(given.pop(), arrived_s))
+        given = [work]
+        done = self._decoders.submit(lambda: given.pop()())
         done.add_done_callback(then)
         try:
             return await asyncio.wrap_future(done)
         finally:
-            given.clear()  # what is given up stays in the pool's queue until its turn, and counts no more
+            given.clear()  # work that is given up stays in the pool's queue until its turn, without its file
 
-    def _read_and_decoded(self, url: str, arrived_s: float) -> Outcome | _Postponed:
-        return self._known_or_decoded(read_data_url(url, max_bytes=self._max_image_bytes), arrived_s)
-
-    def _known_or_decoded(self, data: bytes, arrived_s: float) -> Outcome | _Postponed:
-        key = self._cache.key(data)
-        known = self._cache.get(key)
-        if known is not None:
-            metrics.cache_hits.inc()
-            return known
-        if key is not None:
-            metrics.cache_misses.inc()
-        picture = first_picture(data, max_pixels=self._max_image_pixels)
+    def _known_or_decoded(self, file: _File) -> Outcome | _Undecoded:
+        # No faster, weaker hash: with collisions that can be made, somebody could plant embeddings.
+        sha256 = hashlib.sha256(file.data).hexdigest() if self._hash_files else None
+        if sha256 is not None and self._cache.max_entries:
+            known = self._cache.get(sha256)
+            if known is not None:
+                self._metrics.cache_hits.inc()
+                return Result(
+                    known.embedding,
+                    None,
+                    known.width,
+                    known.height,
+                    known.format,
+                    len(file.data),
+                    sha256,
+                    file.timings,
+                )
+            self._metrics.cache_misses.inc()
+        picture = first_picture(file.data, self._preprocessing, max_pixels=self._max_image_pixels)
         self._check_memory(picture)
-        if not self._decoding_memory.try_take(picture.decoding_bytes):
-            return _Postponed(picture, key)
+        undecoded = _Undecoded(picture, len(file.data), sha256, file.arrived_s, file.timings)
+        if not self._decode_budget.try_take(picture.decoding_bytes):
+            return undecoded
         try:
-            return Image(_decoded(picture, arrived_s), key)
+            return self._image(undecoded)
         finally:
-            self._decoding_memory.give_back(picture.decoding_bytes)
+            self._decode_budget.give_back(picture.decoding_bytes)
 
     def _check_memory(self, picture: Picture) -> None:
-        limit_bytes = self._decoding_memory.limit_bytes
+        limit_bytes = self._decode_budget.limit_bytes
         if picture.decoding_bytes > limit_bytes:
             limit_pixels = picture.pixels * limit_bytes // picture.decoding_bytes
             raise TooManyPixels(width=picture.width, height=picture.height, limit_pixels=limit_pixels)
 
-
-def _decoded(picture: Picture, arrived_s: float) -> NDArray[np.uint8]:
-    """The pixels of `picture`, which came at `arrived_s` on the clock of `perf_counter`."""
-    metrics.decode_queue_stage.observe(perf_counter() - arrived_s)
-    with metrics.decode_stage.time():
-        return decode_picture(picture)
+    def _image(self, undecoded: _Undecoded) -> DecodedImage:
+        picture = undecoded.picture
+        queued_s = perf_counter() - undecoded.arrived_s
+        self._metrics.decode_queue_stage.observe(queued_s)
+        began_s = perf_counter()
+        with self._metrics.decode_stage.time():
+            pixels = decode_picture(picture, self._preprocessing)
+        timings = {**undecoded.timings, "decode_queue": queued_s, "decode": perf_counter() - began_s}
+        width, height = picture.upright_size
+        return DecodedImage(
+            pixels, width, height, picture.format, undecoded.file_bytes, undecoded.sha256, timings
+        )

@@ -1,4 +1,4 @@
-"""Every knob of the service, in one table, read once from the environment.
+"""Every setting of the service, in one table, read once from a mapping such as the environment.
 
 A value that can't be used stops the start with one sentence: the variable, what it was, what it takes.
 """
@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import IPv6Address, ip_network
-from typing import Any
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, Generic, TypeVar
 
-from embedder.fetch.addresses import Network
 from embedder.runtime.cpu import MAX_WORKERS, available_cores
 from embedder.runtime.memory import available_memory_bytes, mappable_bytes
 
-# Of one worker, with the network loaded and images going through it.
+T = TypeVar("T")
+
+AUTO = 0
+"""Of a setting that takes `auto`: its value is worked out from the machine."""
+
 WORKER_BYTES = 400_000_000
-# What a worker maps after it has read its settings, with the stacks of its threads, of which there are two
-# more for each core. Seen on 2 cores: 280 MB until it was ready, 390 to 430 MB with images going through it.
-LATER_MAPPED_BYTES = 370_000_000 + 2 * available_cores() * 8_388_608
+"""The memory of one worker with the network loaded and images going through it."""
+
+# Kubernetes sets these in every pod of a namespace that has a Service named `embedder`, or `embedder-...`.
+_SERVICE_LINK = re.compile(
+    r"EMBEDDER_(.*_)?(SERVICE_HOST=.*|SERVICE_PORT(_.*)?=.*|PORT_[0-9]+_.*|PORT=(tcp|udp|sctp)://.*)",
+    re.DOTALL,
+)
 
 
 class SettingError(ValueError):
-    """An environment variable holds something that can't be used."""
+    """A setting holds something that can't be used."""
 
     def __init__(self, variable: str, value: str, takes: str) -> None:
         self.variable = variable
@@ -34,35 +41,48 @@ class SettingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Knob:
-    """One environment variable: what it takes, what it means, how its text becomes a value."""
+class Kind(Generic[T]):
+    """What a setting takes. `parse` makes its value of a text, and raises ValueError for a bad one."""
 
-    variable: str
-    default: str
+    parse: Callable[[str], T]
     takes: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a setting beside its name and type."""
+
+    default: str
+    kind: Kind[Any]  # Any: each setting has a type of its own, which its field states
     meaning: str
-    parse: Callable[[str], Any]  # Any: each knob has a type of its own; Settings states them
-    secret: bool = False
+    secret: bool
     """Its value is never shown."""
 
 
-def _whole(minimum: int, maximum: int) -> Callable[[str], int]:
+def _setting(default: str, kind: Kind[T], meaning: str, *, secret: bool = False) -> T:
+    row = Row(default, kind, meaning, secret)
+    made: T = field(default_factory=lambda: kind.parse(default), metadata={"row": row}, repr=not secret)
+    return made
+
+
+def _whole(minimum: int, maximum: int, unit: str = "") -> Kind[int]:
     def parse(text: str) -> int:
         # int() alone also takes "1_000", " 7" and the digits of other scripts.
         if not re.fullmatch(r"[0-9]{1,15}", text) or not minimum <= int(text) <= maximum:
             raise ValueError(text)
         return int(text)
 
-    return parse
+    of = f" of {unit}" if unit else ""
+    return Kind(parse, f"a whole number{of}, {minimum} to {maximum}")
 
 
-def _seconds(minimum: float, maximum: float) -> Callable[[str], float]:
+def _seconds(minimum: float, maximum: float) -> Kind[float]:
     def parse(text: str) -> float:
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or not minimum <= float(text) <= maximum:
             raise ValueError(text)
         return float(text)
 
-    return parse
+    return Kind(parse, f"seconds, {minimum:g} to {maximum:g}")
 
 
 def _matching(pattern: str) -> Callable[[str], str]:
@@ -74,9 +94,13 @@ def _matching(pattern: str) -> Callable[[str], str]:
     return parse
 
 
-def _whole_or_auto(minimum: int, maximum: int) -> Callable[[str], int | None]:
-    whole = _whole(minimum, maximum)
-    return lambda text: None if text == "auto" else whole(text)
+def _whole_or_auto(minimum: int, maximum: int, unit: str = "") -> Kind[int]:
+    whole = _whole(minimum, maximum, unit)
+    return Kind(lambda text: AUTO if text == "auto" else whole.parse(text), f"auto, or {whole.takes}")
+
+
+def _one_of(*values: str) -> Kind[str]:
+    return Kind(_matching("|".join(values)), " or ".join(values))
 
 
 def _items(text: str) -> list[str]:
@@ -112,14 +136,13 @@ def _ipv6_glob(text: str) -> str:
 
 
 def _ports(text: str) -> frozenset[int]:
-    port = _whole(1, 65535)
-    ports = frozenset(port(item) for item in _items(text))
+    ports = frozenset(_PORT.parse(item) for item in _items(text))
     if not ports:
         raise ValueError(text)
     return ports
 
 
-def _networks(text: str) -> tuple[Network, ...]:
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     if "%" in text:  # a zone, which ip_network would drop
         raise ValueError(text)
     return tuple(ip_network(item) for item in _items(text))
@@ -133,257 +156,214 @@ def _keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+def _proxy(text: str) -> str:
+    """What has to be escaped in a user name or password must be: yarl would read another host otherwise."""
+    safe = r"[A-Za-z0-9._~!$&'()*+,;=%-]"
+    host = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    parts = re.fullmatch(rf"http://({safe}+:(:|{safe})*@)?{host}:(?P<port>[0-9]{{1,5}})/?", text)
+    if text and (parts is None or not 1 <= int(parts["port"]) <= 65535):
+        raise ValueError(text)
+    return text
+
+
 def _open_routes(text: str) -> frozenset[str]:
     route = _matching("docs|info|metrics")
     return frozenset(route(item) for item in _items(text))
 
 
-KNOBS: dict[str, Knob] = {
-    "model": Knob(
-        "EMBEDDER_MODEL",
-        "resnet18:latest",
-        "a tag of BentoML's model store, `name:version` or `name:latest`",
-        "the model to serve; a built Bento carries the one it was built with",
-        _matching(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9][a-z0-9._-]{0,62}"),
-    ),
-    "precision": Knob(
-        "EMBEDDER_PRECISION",
-        "fp32",
-        "fp32 or int8",
-        "the arithmetic of the network; int8 is faster and takes a model saved with it",
-        _matching("fp32|int8"),
-    ),
-    "workers": Knob(
-        "EMBEDDER_WORKERS",
-        str(min(max(2, available_cores()), MAX_WORKERS)),
-        f"a whole number, 1 to {MAX_WORKERS}",
-        "processes that serve; at least 2, so that one can die without an outage",
-        _whole(1, MAX_WORKERS),
-    ),
-    "threads": Knob(
-        "EMBEDDER_THREADS",
-        "1",
-        "a whole number, 1 to 256",
-        "threads of the network for a batch; an image that is alone gets up to 4 where cores are idle",
-        _whole(1, 256),
-    ),
-    "port": Knob(
-        "EMBEDDER_PORT",
-        "8000",
-        "a whole number, 1 to 65535",
-        "the port to listen on",
-        _whole(1, 65535),
-    ),
-    "max_batch_size": Knob(
-        "EMBEDDER_MAX_BATCH_SIZE",
-        "32",
-        "a whole number, 2 to 1024",
-        "images that go through the network together, at most",
-        _whole(2, 1024),
-    ),
-    "max_urls": Knob(
-        "EMBEDDER_MAX_URLS",
-        "64",
-        "a whole number, 1 to 10000",
-        "URLs in one `/embed_batch` request",
-        _whole(1, 10_000),
-    ),
-    "max_body_bytes": Knob(
-        "EMBEDDER_MAX_BODY_BYTES",
-        "32000000",
-        "a whole number of bytes, 1000 to 1000000000",
-        "bytes of a request's body",
-        _whole(1_000, 1_000_000_000),
-    ),
-    "max_image_bytes": Knob(
-        "EMBEDDER_MAX_IMAGE_BYTES",
-        "20000000",
-        "a whole number of bytes, 1000 to 1000000000",
-        "bytes of one image, as it is downloaded or carried by a `data:` URL",
-        _whole(1_000, 1_000_000_000),
-    ),
-    "max_image_pixels": Knob(
-        "EMBEDDER_MAX_IMAGE_PIXELS",
-        "50000000",
-        "a whole number of pixels, 1 to 1000000000",
-        "width times height of one image",
-        _whole(1, 1_000_000_000),
-    ),
-    "max_in_flight_images": Knob(
-        "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
-        "256",
-        "a whole number, 1 to 100000",
-        "images in work in one worker; one more is answered 429",
-        _whole(1, 100_000),
-    ),
-    "max_in_flight_bytes": Knob(
-        "EMBEDDER_MAX_IN_FLIGHT_BYTES",
-        "auto",
-        "auto, or a whole number of bytes, 1000000 to 1000000000000",
-        "bytes of bodies and downloads in one worker; more are answered 429; auto: by the memory there is",
-        _whole_or_auto(1_000_000, 1_000_000_000_000),
-    ),
-    "max_decoding_bytes": Knob(
-        "EMBEDDER_MAX_DECODING_BYTES",
-        "auto",
-        "auto, or a whole number of bytes, 1000000 to 1000000000000",
-        "memory that decoding may take in one worker; images wait for it; auto: by the memory there is",
-        _whole_or_auto(1_000_000, 1_000_000_000_000),
-    ),
-    "fetch_timeout_s": Knob(
-        "EMBEDDER_FETCH_TIMEOUT_S",
-        "10",
-        "seconds, 0.1 to 40",
-        "from the start of one download to its last byte, all redirects and waiting included",
-        _seconds(0.1, 40),
-    ),
-    "max_redirects": Knob(
-        "EMBEDDER_MAX_REDIRECTS",
-        "3",
-        "a whole number, 0 to 20",
-        "redirects followed for one image",
-        _whole(0, 20),
-    ),
-    "allowed_hosts": Knob(
-        "EMBEDDER_ALLOWED_HOSTS",
-        "",
-        "host names separated by commas; `*` stands for any characters",
-        "the only hosts to fetch from, like `res.cloudinary.com,*.example.org`; empty: any public host",
-        _host_globs,
-    ),
-    "allowed_ports": Knob(
-        "EMBEDDER_ALLOWED_PORTS",
-        "80,443",
-        "port numbers separated by commas",
-        "the only ports to fetch from",
-        _ports,
-    ),
-    "cache_entries": Knob(
-        "EMBEDDER_CACHE_ENTRIES",
-        "10000",
-        "a whole number, 0 to 10000000",
-        "embeddings of images seen before, kept in each worker's memory, 2.3 kB each; 0: off",
-        _whole(0, 10_000_000),
-    ),
-    "api_keys": Knob(
-        "EMBEDDER_API_KEYS",
-        "",
-        "keys of 16 to 256 ASCII characters, without blanks, separated by commas",
-        "keys, any of which a client must send; several at once, to replace one; empty: open to all",
-        _keys,
-        secret=True,
-    ),
-    "open_routes": Knob(
-        "EMBEDDER_OPEN_ROUTES",
-        "",
-        "any of docs, info and metrics, separated by commas",
-        "what needs no key beside the health routes, where keys are set: any of docs, info and metrics",
-        _open_routes,
-    ),
-    "allowed_networks": Knob(
-        "EMBEDDER_ALLOWED_NETWORKS",
-        "",
-        "networks like 10.1.0.0/16 or fd00::/8, separated by commas, with no bit set after the prefix",
-        "networks that may be fetched from although they are not public",
-        _networks,
-    ),
-}
+_PORT = _whole(1, 65535)
+_PORTS = Kind(_ports, "port numbers separated by commas")
+_HOSTS = Kind(_host_globs, "host names separated by commas; `*` stands for any characters")
+_NETWORKS = Kind(
+    _networks, "networks like 10.1.0.0/16 or fd00::/8, separated by commas, with no bit set after the prefix"
+)
+_PROXY = Kind(_proxy, "`http://host:port`, also with `user:password@` before the host")
+_KEYS = Kind(_keys, "keys of 16 to 256 ASCII characters, without blanks, separated by commas")
+_OPEN_ROUTES = Kind(_open_routes, "any of docs, info and metrics, separated by commas")
+_MODEL_TAG = Kind(
+    _matching(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9][a-z0-9._-]{0,62}"),
+    "a tag of BentoML's model store, `name:version` or `name:latest`",
+)
+_CONTACT = Kind(
+    _matching(r"([!-'*-\[\]-~]{1,200})?"),
+    "up to 200 ASCII characters without blanks, parentheses and backslashes: a URL or a mail address",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The knobs' values. Each field is a row of `KNOBS`."""
+    """Each field is a setting. Its environment variable is EMBEDDER_ and the field's name in capitals."""
 
-    model: str
-    precision: str
-    workers: int
-    threads: int
-    port: int
-    max_batch_size: int
-    max_urls: int
-    max_body_bytes: int
-    max_image_bytes: int
-    max_image_pixels: int
-    max_in_flight_images: int
-    max_in_flight_bytes: int
-    max_decoding_bytes: int
-    fetch_timeout_s: float
-    max_redirects: int
-    allowed_hosts: tuple[str, ...]
-    allowed_ports: frozenset[int]
-    cache_entries: int
-    api_keys: tuple[str, ...] = field(repr=False)
-    open_routes: frozenset[str]
-    allowed_networks: tuple[Network, ...]
+    model: str = _setting(
+        "resnet18:latest", _MODEL_TAG, "the model to serve; a built Bento carries the one it was built with"
+    )
+    precision: str = _setting(
+        "fp32",
+        _one_of("fp32", "int8"),
+        "the arithmetic of the network; int8 is faster and takes a model saved with it",
+    )
+    workers: int = _setting(
+        "auto",
+        _whole_or_auto(1, MAX_WORKERS),
+        "processes that serve; auto: one for each core, at least 2, so that one can die without an outage",
+    )
+    threads: int = _setting(
+        "1",
+        _whole(1, 256),
+        "threads of the network for a batch; an image that is alone gets up to 4 where cores are idle",
+    )
+    batching: str = _setting(
+        "eager",
+        _one_of("eager", "bentoml"),
+        "how requests are joined in batches: at once, or by BentoML's own batcher, which waits for company",
+    )
+    port: int = _setting("8000", _PORT, "the port to listen on")
+    max_batch_size: int = _setting(
+        "32", _whole(2, 1024), "images that go through the network together, at most"
+    )
+    max_urls: int = _setting("64", _whole(1, 10000), "URLs in one `/embed_batch` request")
+    max_body_bytes: int = _setting("32000000", _whole(1000, 1000000000, "bytes"), "bytes of a request's body")
+    max_image_bytes: int = _setting(
+        "20000000",
+        _whole(1000, 1000000000, "bytes"),
+        "bytes of one image, as it is downloaded or carried by a `data:` URL",
+    )
+    max_image_pixels: int = _setting(
+        "50000000", _whole(1, 1000000000, "pixels"), "width times height of one image"
+    )
+    max_in_flight_images: int = _setting(
+        "256", _whole(1, 100000), "images in work in one worker; one more is answered 429"
+    )
+    max_in_flight_bytes: int = _setting(
+        "auto",
+        _whole_or_auto(1000000, 1000000000000, "bytes"),
+        "bytes of bodies and downloads in one worker; more are answered 429; auto: by the memory",
+    )
+    max_decoding_bytes: int = _setting(
+        "auto",
+        _whole_or_auto(1000000, 1000000000000, "bytes"),
+        "memory that decoding may take in one worker; images wait for it; auto: by the memory there is",
+    )
+    fetch_timeout_s: float = _setting(
+        "10",
+        _seconds(0.1, 40),
+        "from the start of one download to its last byte, all redirects and waiting included",
+    )
+    connect_timeout_s: float = _setting(
+        "2", _seconds(0.1, 40), "for a connection to an image's server, TLS included"
+    )
+    max_redirects: int = _setting("3", _whole(0, 20), "redirects followed for one image")
+    allowed_hosts: tuple[str, ...] = _setting(
+        "",
+        _HOSTS,
+        "the only hosts to fetch from, like `res.cloudinary.com,*.example.org`; empty: any public host",
+    )
+    allowed_ports: frozenset[int] = _setting("80,443", _PORTS, "the only ports to fetch from")
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "", _NETWORKS, "networks that may be fetched from although they are not public"
+    )
+    contact: str = _setting(
+        "",
+        _CONTACT,
+        "whom an image's server may write to: it is sent in the User-Agent, and some public archives ask for it",
+    )
+    proxy: str = _setting(
+        "",
+        _PROXY,
+        "a proxy for all downloads; it resolves names then, so it must keep private addresses out",
+        secret=True,
+    )
+    cache_entries: int = _setting(
+        "10000",
+        _whole(0, 10000000),
+        "embeddings of images seen before, kept in each worker's memory, 2.5 kB each; 0: off",
+    )
+    api_keys: tuple[str, ...] = _setting(
+        "",
+        _KEYS,
+        "keys, any of which a client must send; several at once, to replace one; empty: open to all",
+        secret=True,
+    )
+    open_routes: frozenset[str] = _setting(
+        "",
+        _OPEN_ROUTES,
+        "what needs no key beside the health routes, where keys are set: any of docs, info and metrics",
+    )
+
+    def __post_init__(self) -> None:
+        """Works out what is AUTO. Raises SettingError for values that don't go together."""
+        if self.workers == AUTO:
+            object.__setattr__(self, "workers", min(max(2, available_cores()), MAX_WORKERS))
+        # One request may bring its body and the images in its `data:` URLs. A budget below that would answer
+        # 429 to such a request on every try.
+        least_bytes = max(2 * self.max_body_bytes, self.max_image_bytes)
+        share = _share_bytes(self.workers)
+        if self.max_in_flight_bytes == AUTO:
+            automatic = min(max(share // 4, 64_000_000), 1_000_000_000)
+            object.__setattr__(self, "max_in_flight_bytes", max(automatic, least_bytes))
+        if self.max_decoding_bytes == AUTO:
+            automatic = min(max(share // 2, 128_000_000), 2_000_000_000)
+            object.__setattr__(self, "max_decoding_bytes", automatic)
+        if self.max_in_flight_bytes < least_bytes:
+            raise SettingError(
+                "EMBEDDER_MAX_IN_FLIGHT_BYTES",
+                str(self.max_in_flight_bytes),
+                f"at least {least_bytes}: EMBEDDER_MAX_IMAGE_BYTES, and twice EMBEDDER_MAX_BODY_BYTES",
+            )
+        if self.max_urls > self.max_in_flight_images:
+            raise SettingError(
+                "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
+                str(self.max_in_flight_images),
+                f"at least as many as EMBEDDER_MAX_URLS, which is {self.max_urls}",
+            )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """The settings in `environ`; a variable that is unset or blank has its default.
 
-        Raises SettingError for the first value that can't be used, and for a variable that looks like a
-        misspelt setting: a misspelt limit must not silently be no limit.
+        Raises SettingError for the first value that can't be used, and for an EMBEDDER_ variable that is no
+        setting: a misspelt limit must not silently be no limit.
         """
-        known = {knob.variable for knob in KNOBS.values()}
-        for variable in sorted(environ.keys() - known):
-            meant = _meant(variable, known) if variable.upper().startswith("EMBEDDER_") else None
-            if meant:
-                raise SettingError(variable, "...", f"no value, as it is no setting; did you mean {meant}?")
-        values = {name: _read(knob, environ) for name, knob in KNOBS.items()}
-        automatic = _automatic_bytes(
-            available_memory_bytes(), mappable_bytes=mappable_bytes(), workers=values["workers"]
-        )
-        # One request's body, and the images in its `data:` URLs. What has no room even alone would be told to
-        # come again for ever.
-        least_bytes = max(2 * values["max_body_bytes"], values["max_image_bytes"])
-        automatic["max_in_flight_bytes"] = max(automatic["max_in_flight_bytes"], least_bytes)
-        values.update((name, automatic[name]) for name, value in values.items() if value is None)
-        settings = cls(**values)
-        if settings.max_in_flight_bytes < least_bytes:
-            raise SettingError(
-                "EMBEDDER_MAX_IN_FLIGHT_BYTES",
-                str(settings.max_in_flight_bytes),
-                f"at least {least_bytes}: EMBEDDER_MAX_IMAGE_BYTES, and twice EMBEDDER_MAX_BODY_BYTES",
-            )
-        if settings.max_urls > settings.max_in_flight_images:
-            raise SettingError(
-                "EMBEDDER_MAX_IN_FLIGHT_IMAGES",
-                str(settings.max_in_flight_images),
-                f"at least as many as EMBEDDER_MAX_URLS, which is {settings.max_urls}",
-            )
-        return settings
+        for variable in sorted(environ.keys() - ROWS.keys()):
+            name = variable.upper()
+            if name.startswith("EMBEDDER_") and not _SERVICE_LINK.fullmatch(f"{name}={environ[variable]}"):
+                meant = get_close_matches(name, ROWS, n=1, cutoff=0)
+                raise SettingError(
+                    variable, "...", f"no value, as it is no setting; did you mean {meant[0]}?"
+                )
+        return cls(**{name_of(variable): _read(variable, row, environ) for variable, row in ROWS.items()})
 
 
-def _automatic_bytes(memory_bytes: int, *, mappable_bytes: int | None, workers: int) -> dict[str, int]:
-    """Limits for one of `workers`, so that all stay within four fifths of the memory where that can be.
+ROWS: Mapping[str, Row] = {f"EMBEDDER_{each.name.upper()}": each.metadata["row"] for each in fields(Settings)}
+"""Every setting by its environment variable."""
 
-    And each within what it may map, where that is limited: the memory is shared, that limit is its own.
+
+def name_of(variable: str) -> str:
+    """The field of `Settings` that the environment variable sets."""
+    return variable.removeprefix("EMBEDDER_").lower()
+
+
+def later_mapped_bytes() -> int:
+    """Address space that a worker still needs after it has read its settings.
+
+    370 MB, and 8 MB of stack for each of two threads per core. Seen on 2 cores: 390 to 430 MB.
     """
-    share = int(0.8 * memory_bytes / workers) - WORKER_BYTES
-    if mappable_bytes is not None:
-        share = min(share, int(0.8 * (mappable_bytes - LATER_MAPPED_BYTES)))
-    return {
-        "max_in_flight_bytes": min(max(share // 4, 64_000_000), 1_000_000_000),
-        "max_decoding_bytes": min(max(share // 2, 128_000_000), 2_000_000_000),
-    }
+    return 370_000_000 + 2 * available_cores() * 8_388_608
 
 
-def _read(knob: Knob, environ: Mapping[str, str]) -> Any:  # Any: as Knob.parse
-    text = environ.get(knob.variable, "").strip() or knob.default
+def _share_bytes(workers: int) -> int:
+    """The memory of one of `workers` for images: all of them stay within four fifths of what there is.
+
+    And within four fifths of what it may map, where that is limited: the memory is shared, that limit is not.
+    """
+    share = int(0.8 * available_memory_bytes() / workers) - WORKER_BYTES
+    mappable = mappable_bytes()
+    return share if mappable is None else min(share, int(0.8 * (mappable - later_mapped_bytes())))
+
+
+def _read(variable: str, row: Row, environ: Mapping[str, str]) -> Any:  # Any: as Row.kind
+    text = environ.get(variable, "").strip() or row.default
     try:
-        return knob.parse(text)
+        return row.kind.parse(text)
     except ValueError:
-        raise SettingError(knob.variable, "..." if knob.secret else text, knob.takes) from None
-
-
-def _meant(variable: str, known: set[str]) -> str | None:
-    """The setting that `variable` may be a misspelling of, in any case.
-
-    Nearly the same name, or one with words left out or added, as in EMBEDDER_API_KEYS_FILE. Anything else is
-    somebody else's variable, like those that Kubernetes makes for a service's name.
-    """
-    words = set(variable.upper().split("_"))
-    left_out = [name for name in sorted(known) if words < set(name.split("_"))]
-    # Not to those of one word: Kubernetes makes EMBEDDER_PORT_80_TCP, and others from "embedder-model".
-    added = [name for name in sorted(known) if words > set(name.split("_")) and name.count("_") > 1]
-    near = get_close_matches(variable.upper(), known, n=1, cutoff=0.9)
-    return next(iter(near or left_out or added), None)
+        raise SettingError(variable, "..." if row.secret else text, row.kind.takes) from None

@@ -11,11 +11,20 @@ import os
 import stat
 from pathlib import Path
 
+from embedder.model.spec import Preprocessing
+
 # From 1.29, ONNX Runtime reports its use to Microsoft unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-PREPROCESSING_VERSION = 1
-"""Goes up when pixels are made differently: vectors of two versions must not be compared."""
+PREPROCESSING = Preprocessing(
+    resize=256,
+    crop=224,
+    interpolation="bilinear",
+    mode="shorter_side",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+"""ResNet18's, as torchvision's `ResNet18_Weights.IMAGENET1K_V1.transforms()` has it: a test compares them."""
 
 
 class WeightsError(Exception):

@@ -17,8 +17,8 @@ from skimage import data_dir  # type: ignore[attr-defined]  # exported lazily, w
 
 from embedder.errors import EmbedderError
 from embedder.images.decode import decode
-from models import QuantizationError
-from models.quantize import Pixels
+from embedder.model.encoder import Pixels
+from models import PREPROCESSING, QuantizationError
 
 CALIBRATION_PHOTOS = (
     "astronaut.png",
@@ -113,7 +113,7 @@ def own_images(collection: Collection) -> Images:
         if len(decoded) == MAX_IMAGES:
             break
         try:
-            decoded.append(decode(path.read_bytes(), max_pixels=MAX_PIXELS))
+            decoded.append(decode(path.read_bytes(), PREPROCESSING, max_pixels=MAX_PIXELS))
         except (EmbedderError, OSError):
             skipped += 1
     if len(decoded) < MIN_IMAGES:
@@ -151,5 +151,5 @@ def _pieces(names: tuple[str, ...]) -> Pixels:
                     box = (columns[column], rows[row], columns[column + 1], rows[row + 1])
                     png = io.BytesIO()
                     photo.crop(box).save(png, "PNG", compress_level=1)
-                    pieces.append(decode(png.getvalue(), max_pixels=MAX_PIXELS))
+                    pieces.append(decode(png.getvalue(), PREPROCESSING, max_pixels=MAX_PIXELS))
     return np.stack(pieces)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,8 +31,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-Pixels: TypeAlias = NDArray[np.uint8]
-"""uint8 (n, 224, 224, 3), RGB."""
+from embedder.model.encoder import Pixels
 
 NEIGHBOURS = 10
 """How many nearest neighbours `fidelity` looks at."""

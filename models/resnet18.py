@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import functional
 
-from models import PREPROCESSING_VERSION, WeightsError, read_weights_file
+from models import WeightsError, read_weights_file
 from models.download import (
     IMAGENET_URL,
     NETWORK_ERRORS,
@@ -98,19 +98,6 @@ class Embedder(nn.Module):
         features: Tensor = self.features(normalised).mean((2, 3))  # (n, 512, 7, 7) → (n, 512)
         lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         return features / lengths.clamp_min(1e-12)
-
-
-def preprocessing() -> dict[str, Any]:
-    """What must happen to an image before it is `pixels`, and what the network does to them."""
-    antialiased = ", antialiased" if PRESET.antialias else ""
-    return {
-        "version": PREPROCESSING_VERSION,
-        "resize": PRESET.resize_size[0],
-        "crop": PRESET.crop_size[0],
-        "interpolation": PRESET.interpolation.value + antialiased,
-        "mean": list(PRESET.mean),
-        "std": list(PRESET.std),
-    }
 
 
 # Weights

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models import (
-    PREPROCESSING_VERSION,
+    PREPROCESSING,
     DownloadFailed,
     QuantizationError,
     WeightsError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import bentoml
 
     from models.calibration import Collection, Images
+    from models.resnet18 import Weights
 
 REQUIREMENTS = ("bentoml", "onnx", "onnxruntime", "onnxscript", "scikit-image", "torch", "torchvision")
 FP32_FILE = "fp32.onnx"
@@ -56,11 +58,10 @@ def main(arguments: Sequence[str] | None = None, *, imagenet_url: str | None = N
     """The command; gives its exit status. `imagenet_url` replaces torchvision's, for tests."""
     options = _options(arguments)
     try:
+        images = options.calibration_images
         put_into_store(
-            options.weights,
+            Wanted(options.weights, options.precision, _find(images) if images else None),
             name=options.name,
-            precision=options.precision,
-            calibration_images=options.calibration_images,
             force=options.force,
             if_missing=options.if_missing,
             fallback_untrained=options.fallback_untrained,
@@ -78,86 +79,130 @@ def main(arguments: Sequence[str] | None = None, *, imagenet_url: str | None = N
     return 0
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The model that is asked for."""
+
+    weights: str
+    """imagenet, untrained or a path."""
+    precision: str
+    """int8 means int8 beside fp32."""
+    calibration: Collection | None
+    """What int8 is calibrated on; None: the sample photos."""
+
+    def is_in(self, stored: Mapping[str, Any] | None, *, weights: str | None = None) -> bool:
+        """Whether the stored model is this one, or this one with other `weights`.
+
+        That is: made from them, for this version of the preprocessing, in that precision, calibrated on these
+        images where some are named.
+        """
+        preprocessing = (stored or {}).get("preprocessing")
+        if (
+            stored is None
+            or not isinstance(preprocessing, Mapping)
+            or stored.get("architecture") != "resnet18"
+        ):
+            return False  # none, or somebody else's of the same name
+        if preprocessing.get("version") != PREPROCESSING.version:
+            return False
+        made = stored["precisions"].get(self.precision)
+        calibration = self.calibration.description if self.calibration else None
+        if made is None or calibration not in (None, made.get("calibration")):
+            return False
+        wanted = weights or self.weights
+        if wanted in ("imagenet", "untrained"):
+            return stored.get("weights") == wanted
+        path = Path(wanted)
+        sha256 = _sha256(read_weights_file(path))
+        return (stored.get("weights"), stored.get("weights_sha256")) == (path.name, sha256)
+
+
 def put_into_store(
-    wanted: str,
+    wanted: Wanted,
     *,
     name: str,
-    precision: str,
-    calibration_images: Path | None,
     force: bool,
     if_missing: bool,
     fallback_untrained: bool,
     imagenet_url: str | None,
 ) -> None:
-    """Make `wanted` (imagenet, untrained or a path) the latest model of that `name`.
-
-    With the `precision` int8 the model has int8 as well as fp32, calibrated on the sample photos or on
-    `calibration_images`; with `force` even if it is far from fp32.
+    """Make `wanted` the latest model of that `name`; with `force` also an int8 that is far from fp32.
 
     Raises `WeightsError`, `QuantizationError` or `StoreError`; the store is then as it was.
     """
     stored = _latest_metadata(name)
-    collection = _find(calibration_images) if calibration_images else None
-    calibration = collection.description if collection else None
-    if if_missing and stored is not None and _is_wanted(stored, wanted, precision, calibration):
-        print(f"{name}:latest has the {wanted} weights already")
+    if if_missing and wanted.is_in(stored):
+        print(f"{name}:latest has the {wanted.weights} weights already")
         return
-
-    url = imagenet_url or IMAGENET_URL
-    stand_in = if_missing and stored is not None and _is_wanted(stored, "untrained", precision, calibration)
+    has_untrained = if_missing and wanted.is_in(stored, weights="untrained")
     progress = Progress()
     try:
-        if stand_in and wanted == "imagenet" and not cached_file(url).exists():
-            wait_for_answer(url, RETRY_TIMEOUT_S)  # before seconds are spent on loading torch
-        progress("loading torch")
-        from models import resnet18
-
-        progress(f"getting the weights: {wanted}")
-        if wanted == "imagenet":
-            weights = resnet18.imagenet_weights(url)
-        elif wanted == "untrained":
-            weights = resnet18.untrained_weights()
-        else:
-            weights = resnet18.file_weights(Path(wanted))
+        weights = _weights(wanted.weights, imagenet_url or IMAGENET_URL, progress, quick=has_untrained)
     except DownloadFailed as exc:
         if not fallback_untrained:
             raise
         _warn_about_fallback(exc)
-        if stand_in:
+        if has_untrained:
             print(f"{name}:latest has untrained weights already")
             return
-        weights = resnet18.untrained_weights()
+        weights = _weights("untrained", "", progress, quick=False)
 
-    images = _images(collection, progress) if precision == "int8" else None
+    files, metadata = _made(weights, wanted, force, progress)
+    progress("saving")
+    model = save(name, files, metadata)
+    size = sum(map(len, files.values()))
+    print(f"saved {model.tag} ({weights.name}, {_megabytes(size)}) in {model.path}")
+    _print_total(Path(model.path).parent)
+
+
+def _weights(wanted: str, imagenet_url: str, progress: Progress, *, quick: bool) -> Weights:
+    """`quick` asks the weights' server first: seconds are not worth spending on torch where it does not answer."""
+    if quick and wanted == "imagenet" and not cached_file(imagenet_url).exists():
+        wait_for_answer(imagenet_url, RETRY_TIMEOUT_S)
+    progress("loading torch")
+    from models import resnet18
+
+    progress(f"getting the weights: {wanted}")
+    if wanted == "imagenet":
+        return resnet18.imagenet_weights(imagenet_url)
+    return resnet18.untrained_weights() if wanted == "untrained" else resnet18.file_weights(Path(wanted))
+
+
+def _made(
+    weights: Weights, wanted: Wanted, force: bool, progress: Progress
+) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
+    """The model's files by name, and its metadata."""
+    from models import resnet18
+
+    images = _images(wanted.calibration, progress) if wanted.precision == "int8" else None
     progress("exporting to ONNX")
     onnx = resnet18.export_onnx(weights)
     progress(f"comparing with torch on {len(resnet18.SAMPLE_PHOTOS)} photos")
     min_cosine = resnet18.check_export(onnx, weights)
-    metadata: dict[str, Any] = {
+    files = {FP32_FILE: onnx}
+    precisions: dict[str, Any] = {
+        "fp32": {"file": FP32_FILE, "sha256": _sha256(onnx), "min_cosine_to_torch": min_cosine}
+    }
+    if images is not None:
+        calibration = wanted.calibration.description if wanted.calibration else SAMPLE_PHOTOS
+        files[INT8_FILE], measured = _quantized(onnx, images, force, progress)
+        precisions["int8"] = {**measured, "calibration": calibration}
+    preprocessing = asdict(PREPROCESSING)
+    return files, {
         "architecture": "resnet18",
         "weights": weights.name,
         "weights_source": weights.source,
         "weights_sha256": weights.sha256,
         "trained": weights.trained,
         "dimension": resnet18.DIMENSION,
-        "preprocessing": resnet18.preprocessing(),
-        "precisions": {
-            "fp32": {"file": FP32_FILE, "sha256": _sha256(onnx), "min_cosine_to_torch": min_cosine}
-        },
+        # BentoML keeps lists, not tuples.
+        "preprocessing": {**preprocessing, "mean": [*PREPROCESSING.mean], "std": [*PREPROCESSING.std]},
+        "precisions": precisions,
         "libraries": {
             **{library: version(library) for library in ("torch", "torchvision", "onnx", "onnxruntime")},
             "python": platform.python_version(),
         },
     }
-    files = {FP32_FILE: onnx}
-    if images is not None:
-        files[INT8_FILE], measured = _quantized(onnx, images, force, progress)
-        metadata["precisions"]["int8"] = {**measured, "calibration": calibration or SAMPLE_PHOTOS}
-    progress("saving")
-    model = save(name, files, metadata)
-    size = sum(map(len, files.values()))
-    print(f"saved {model.tag} ({weights.name}, {_megabytes(size)}) in {model.path}")
-    _print_total(Path(model.path).parent)
 
 
 def _find(source: Path) -> Collection:
@@ -206,26 +251,6 @@ def _quantized(fp32: bytes, images: Images, force: bool, progress: Progress) -> 
         "calibration_images": len(images.calibration),
         "fidelity_images": fidelity.images,
     }
-
-
-def _is_wanted(stored: Mapping[str, Any], wanted: str, precision: str, calibration: str | None) -> bool:
-    """Was the stored model made from the wanted weights, by this version of the preprocessing?
-
-    And in that precision, calibrated on the images that are described, or on any if none are.
-    """
-    preprocessing = stored.get("preprocessing")
-    if not isinstance(preprocessing, Mapping) or stored.get("architecture") != "resnet18":
-        return False  # somebody else's model, by the same name
-    if preprocessing.get("version") != PREPROCESSING_VERSION:
-        return False
-    made = stored["precisions"].get(precision)
-    if made is None or calibration not in (None, made.get("calibration")):
-        return False
-    if wanted in ("imagenet", "untrained"):
-        return stored.get("weights") == wanted
-    path = Path(wanted)
-    sha256 = _sha256(read_weights_file(path))
-    return (stored.get("weights"), stored.get("weights_sha256")) == (path.name, sha256)
 
 
 def _sha256(data: bytes) -> str:

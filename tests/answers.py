@@ -76,7 +76,7 @@ class Held:
 
 
 class Flood:
-    """Write `head`, then `piece` for ever, until the client goes."""
+    """Write `head`, then `piece` until the client goes."""
 
     def __init__(self, head: bytes, piece: bytes) -> None:
         self.head = head
@@ -149,7 +149,7 @@ HEADER_FLOODS = {
     "10 000 equal headers": OK + b"A: a\r\n" * 10_000 + b"\r\n",
 }
 
-# A head, and what is repeated after it for ever.
+# A head, and what is repeated after it without end.
 
 ENDLESS_BODIES = {
     "close": (OK + b"\r\n" + CAT, bytes(65536)),

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import models, transforms
 
 from tests.origin import Origin
-from tests.server import ROOT, Server
+from tests.server import KEYS, ROOT, Server
 from tests.weights import save_pth, saved_model
 
 Reference = Callable[[bytes], NDArray[np.float32]]
@@ -79,6 +79,32 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
         yield server
         # Of all that the tests' clients sent, nothing was a surprise.
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+    """One worker, of int8, that takes KEYS and waits long for images. `/metrics` is open."""
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+        "EMBEDDER_API_KEYS": ",".join(KEYS),
+        "EMBEDDER_FETCH_TIMEOUT_S": "40",
+        "EMBEDDER_OPEN_ROUTES": "metrics",
+        "EMBEDDER_PRECISION": "int8",
+        "EMBEDDER_WORKERS": "1",
+    }
+    with Server(tmp_path_factory.mktemp("locked") / "log", environ) as server:
+        yield server
+        assert "Traceback" not in server.log.read_text()
+        assert "Exception" not in server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def photo_url(origin: Origin, photo: bytes) -> str:
+    """Where `origin` has `photo`."""
+    origin.serve("/photo.jpg", photo)
+    return origin.url("/photo.jpg")
 
 
 @pytest.fixture(scope="session")

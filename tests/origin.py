@@ -18,6 +18,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Called once the head of a request was read; the connection is closed when it returns."""
@@ -89,10 +90,18 @@ class Origin:
         else:
             self._keeps_alive.discard(path)
 
+    async def otherwise(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Answer a request for a path without a handler. Whether another may follow on the connection."""
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        return True
+
     def url(self, path: str, *, host: str | None = None) -> str:
         return f"{'https' if self.tls else 'http'}://{host or self.host}:{self.port}{path}"
 
-    def __enter__(self) -> Origin:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -173,9 +182,7 @@ class Origin:
         path = request.path.partition("?")[0]
         handler = self._handlers.get(path)
         if handler is None:
-            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-            await writer.drain()
-            return True
+            return await self.otherwise(request, reader, writer)
         await handler(reader, writer)
         return path in self._keeps_alive
 

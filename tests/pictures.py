@@ -293,7 +293,7 @@ def animation(format: str, *frames: Image.Image, **options: Any) -> bytes:  # Pi
 
 
 def hostile() -> dict[str, bytes]:
-    """Files that are refused, and what to call them."""
+    """Files that are refused, by name."""
     whole = encoded(photo(300, 200), "JPEG")
     return {
         "cut": whole[: len(whole) // 2],

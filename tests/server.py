@@ -20,6 +20,8 @@ from prometheus_client.samples import Sample
 ROOT = Path(__file__).resolve().parent.parent
 BENTOML = Path(sys.executable).with_name("bentoml")
 START_TIMEOUT_S = 60.0
+KEYS = ("the-key-until-tomorrow", "the-key-from-today-on")
+"""What the `locked` service takes: one key is about to be withdrawn."""
 _LISTENING = "0A"  # in /proc/net/tcp
 
 
@@ -180,8 +182,8 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Waits for what `condition` tells. Fails when it is not so in time."""
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Waits until `condition` holds. Fails when it does not: the limit is for that, and asserts no speed."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

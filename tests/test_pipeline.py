@@ -1,9 +1,10 @@
-"""Sources in, outcomes out: places in work, one fetch for many, embeddings that are known."""
+"""Sources in, outcomes out: places in work, one fetch for many, embeddings that are known, bytes and memory."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import subprocess
 import sys
 import threading
@@ -15,12 +16,14 @@ from ipaddress import ip_network
 import numpy as np
 import PIL.Image
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import CollectorRegistry
 
-from embedder.cache import EmbeddingCache
+from embedder.cache import EmbeddingCache, KnownImage
 from embedder.errors import (
     FetchFailed,
     FetchTimeout,
+    ImageTooLarge,
+    InvalidRequest,
     Overloaded,
     RequestError,
     TooManyPixels,
@@ -29,9 +32,12 @@ from embedder.errors import (
 from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
-from embedder.images.decode import first_picture
-from embedder.pipeline import Image, Intake
-from embedder.runtime.memory import MAX_QUEUE, DecodingMemory, HeldBytes
+from embedder.images.containers import first_picture
+from embedder.images.decode_budget import MAX_QUEUE, DecodeBudget
+from embedder.metrics.measures import Metrics
+from embedder.model.spec import Preprocessing
+from embedder.pipeline import DecodedImage, Outcome, Pipeline, Result, Source
+from embedder.runtime.byte_budget import ByteBudget
 from tests import pictures
 from tests.origin import Origin
 from tests.pictures import data_url
@@ -39,35 +45,43 @@ from tests.server import ROOT
 
 pytestmark = pytest.mark.anyio
 
+GEOMETRY = Preprocessing(resize=256, crop=224)
+
 
 @asynccontextmanager
-async def intake(
+async def started(
     origin: Origin,
     *,
     cache_entries: int = 0,
     max_in_flight_images: int = 8,
     timeout_s: float = 5,
-    held_bytes: HeldBytes | None = None,
-    decoding_memory: DecodingMemory | None = None,
-) -> AsyncIterator[Intake]:
+    byte_budget: ByteBudget | None = None,
+    decode_budget: DecodeBudget | None = None,
+    metrics: Metrics | None = None,
+) -> AsyncIterator[Pipeline]:
     urls = URLPolicy(
         allowed_ports=frozenset({origin.port}), addresses=AddressPolicy((ip_network("127.0.0.0/8"),))
     )
-    intake = Intake(
-        Fetcher(urls, max_bytes=1_000_000, timeout_s=timeout_s, max_redirects=3),
+    metrics = metrics or Metrics()
+    pipeline = Pipeline(
+        Fetcher(
+            urls, metrics=metrics, version="0", max_bytes=1_000_000, timeout_s=timeout_s, max_redirects=3
+        ),
+        GEOMETRY,
         cache=EmbeddingCache(cache_entries),
-        held_bytes=held_bytes or HeldBytes(10_000_000),
-        decoding_memory=decoding_memory or DecodingMemory(100_000_000),
+        byte_budget=byte_budget or ByteBudget(10_000_000),
+        decode_budget=decode_budget or DecodeBudget(100_000_000),
+        metrics=metrics,
         max_in_flight_images=max_in_flight_images,
         max_image_bytes=1_000_000,
         max_image_pixels=1_000_000,
         decode_threads=2,
     )
-    await intake.start()
+    await pipeline.start()
     try:
-        yield intake
+        yield pipeline
     finally:
-        await intake.close()
+        await pipeline.close()
 
 
 class Gate:
@@ -110,39 +124,40 @@ class Gate:
         self._loop.call_soon_threadsafe(self._opened.set)
 
 
-async def in_task(intake: Intake, *sources: str) -> list[object]:
-    """`admit`, in a task of its own as each request has."""
-    return await asyncio.get_running_loop().create_task(_admit(intake, sources))
+async def ask(pipeline: Pipeline, *sources: Source) -> list[Outcome]:
+    """What becomes of `sources`, as for one request."""
+    with pipeline.places(len(sources)):
+        return await pipeline.outcomes(sources)
 
 
-async def _admit(intake: Intake, sources: tuple[str, ...]) -> list[object]:
-    return list(await intake.admit(sources))
+def error(outcome: Outcome) -> BaseException | None:
+    return outcome.error if isinstance(outcome, Result) else None
 
 
 async def test_outcomes_stand_in_the_order_of_their_sources(origin: Origin, photo: bytes) -> None:
     origin.serve("/photo.jpg", photo)
     origin.serve("/none.jpg", b"", status=404)
-    async with intake(origin) as desk:
+    async with started(origin) as pipeline:
         urls = [origin.url("/none.jpg"), origin.url("/photo.jpg"), data_url(b"no image"), data_url(photo)]
-        failed, fetched, unsupported, carried = await in_task(desk, *urls)
-    assert isinstance(failed, FetchFailed)
-    assert isinstance(unsupported, UnsupportedFormat)
-    assert isinstance(fetched, Image)
-    assert isinstance(carried, Image)
+        failed, fetched, unsupported, carried = await ask(pipeline, *urls)
+    assert isinstance(error(failed), FetchFailed)
+    assert isinstance(error(unsupported), UnsupportedFormat)
+    assert isinstance(fetched, DecodedImage)
+    assert isinstance(carried, DecodedImage)
     assert np.array_equal(fetched.pixels, carried.pixels)
 
 
 async def test_all_places_may_be_taken_and_one_more_is_refused_at_once(origin: Origin, photo: bytes) -> None:
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
-    async with intake(origin, max_in_flight_images=3) as desk:
-        three = asyncio.ensure_future(in_task(desk, *[origin.url("/gate.jpg")] * 3))
+    async with started(origin, max_in_flight_images=3) as pipeline:
+        three = asyncio.ensure_future(ask(pipeline, *[origin.url("/gate.jpg")] * 3))
         await gate.arrival()
         with pytest.raises(Overloaded, match="3 images are in work and the limit is 3"):
-            await in_task(desk, data_url(photo))
+            await ask(pipeline, data_url(photo))
         gate.open()
         assert len(await three) == 3
-        assert isinstance((await in_task(desk, *[data_url(photo)] * 3))[0], Image)
+        assert isinstance((await ask(pipeline, *[data_url(photo)] * 3))[0], DecodedImage)
 
 
 async def test_an_image_that_waits_for_a_slow_origin_is_in_work_but_not_busy(
@@ -150,45 +165,45 @@ async def test_an_image_that_waits_for_a_slow_origin_is_in_work_but_not_busy(
 ) -> None:
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
-    async with intake(origin) as desk:
+    async with started(origin) as pipeline:
         # However many wait for it, in one request or in several.
-        slow = [asyncio.ensure_future(in_task(desk, *[origin.url("/gate.jpg")] * count)) for count in (1, 2)]
+        slow = [asyncio.ensure_future(ask(pipeline, *[origin.url("/gate.jpg")] * count)) for count in (1, 2)]
         await gate.arrival()
-        while desk.busy_images():  # noqa: ASYNC110 - no event tells when a fetch counts as slow
+        while pipeline.busy_images():  # noqa: ASYNC110 - no event tells when a fetch counts as slow
             await asyncio.sleep(0.01)
-        assert desk.in_flight_images == 3
+        assert pipeline.in_flight_images == 3
         gate.open()
-        assert [type((await images)[0]) for images in slow] == [Image, Image]
-        assert (desk.busy_images(), desk.in_flight_images) == (0, 0)
+        assert [type((await images)[0]) for images in slow] == [DecodedImage, DecodedImage]
+        assert (pipeline.busy_images(), pipeline.in_flight_images) == (0, 0)
 
 
 async def test_places_come_back_when_a_request_is_cancelled(origin: Origin, photo: bytes) -> None:
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
-    async with intake(origin, max_in_flight_images=1) as desk:
-        gone = asyncio.get_running_loop().create_task(_admit(desk, (origin.url("/gate.jpg"),)))
+    async with started(origin, max_in_flight_images=1) as pipeline:
+        gone = asyncio.create_task(ask(pipeline, origin.url("/gate.jpg")))
         await gate.arrival()
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        assert isinstance((await in_task(desk, data_url(photo)))[0], Image)
+        assert isinstance((await ask(pipeline, data_url(photo)))[0], DecodedImage)
 
 
 async def test_the_same_url_is_fetched_once_for_all_who_ask_meanwhile(origin: Origin, photo: bytes) -> None:
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin) as desk:
-        first = asyncio.ensure_future(in_task(desk, url))
+    async with started(origin) as pipeline:
+        first = asyncio.ensure_future(ask(pipeline, url))
         await gate.arrival()
-        others = asyncio.ensure_future(in_task(desk, url, url))
+        others = asyncio.ensure_future(ask(pipeline, url, url))
         await asyncio.sleep(0)
         gate.open()
         ((image,), (second, third)) = await asyncio.gather(first, others)
         assert image is second is third
         assert gate.asked == 1
         # Afterwards it is fetched again: this is not a cache of URLs.
-        again = asyncio.ensure_future(in_task(desk, url))
+        again = asyncio.ensure_future(ask(pipeline, url))
         await gate.arrival()
         gate.open()
         await again
@@ -201,16 +216,16 @@ async def test_who_waits_for_a_shared_fetch_survives_that_its_first_asker_goes(
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin) as desk:
-        first = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+    async with started(origin) as pipeline:
+        first = asyncio.create_task(ask(pipeline, url))
         await gate.arrival()
-        second = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+        second = asyncio.create_task(ask(pipeline, url))
         await asyncio.sleep(0)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         gate.open()
-        assert isinstance((await second)[0], Image)
+        assert isinstance((await second)[0], DecodedImage)
         assert gate.asked == 1
 
 
@@ -218,8 +233,8 @@ async def test_a_shared_fetch_ends_when_all_who_wait_for_it_are_gone(origin: Ori
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin, timeout_s=60) as desk:  # for longer than is waited here
-        tasks = [asyncio.get_running_loop().create_task(_admit(desk, (url,))) for _ in range(2)]
+    async with started(origin, timeout_s=60) as pipeline:  # for longer than is waited here
+        tasks = [asyncio.create_task(ask(pipeline, url)) for _ in range(2)]
         await gate.arrival()
         for task in tasks:
             task.cancel()
@@ -233,57 +248,60 @@ async def test_who_asks_in_the_moment_when_all_others_leave_is_not_cancelled_wit
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin) as desk:
-        gone = asyncio.get_running_loop().create_task(_admit(desk, (url,)))
+    async with started(origin) as pipeline:
+        gone = asyncio.create_task(ask(pipeline, url))
         await gate.arrival()
         gone.cancel()
-        stays = asyncio.ensure_future(in_task(desk, url))
+        stays = asyncio.ensure_future(ask(pipeline, url))
         await gate.arrival()
         gate.open()
-        assert isinstance((await stays)[0], Image)
+        assert isinstance((await stays)[0], DecodedImage)
 
 
 async def test_a_failed_fetch_is_shared_too_and_then_forgotten(origin: Origin, photo: bytes) -> None:
     gate = Gate(photo)
     origin.raw("/gate.jpg", gate)
     url = origin.url("/gate.jpg")
-    async with intake(origin, timeout_s=0.3) as desk:
-        outcomes = await in_task(desk, url, url)
-        assert [type(outcome) for outcome in outcomes] == [FetchTimeout, FetchTimeout]
+    async with started(origin, timeout_s=0.3) as pipeline:
+        outcomes = await ask(pipeline, url, url)
+        assert [type(error(outcome)) for outcome in outcomes] == [FetchTimeout, FetchTimeout]
         origin.serve("/gate.jpg", photo)
-        assert isinstance((await in_task(desk, url))[0], Image)
+        assert isinstance((await ask(pipeline, url))[0], DecodedImage)
 
 
 async def test_bytes_whose_embedding_is_known_are_not_decoded_again(origin: Origin, photo: bytes) -> None:
     origin.serve("/photo.jpg", photo)
     embedding = np.linspace(0, 1, 512, dtype=np.float32)
-    async with intake(origin, cache_entries=2) as desk:
-        (image,) = await in_task(desk, data_url(photo))
-        assert isinstance(image, Image)
-        desk.remember(image, embedding)
+    async with started(origin, cache_entries=2) as pipeline:
+        (image,) = await ask(pipeline, data_url(photo))
+        assert isinstance(image, DecodedImage)
+        pipeline.remember(image, embedding)
         # By another way and under another name: it is the bytes that count.
-        (known,) = await in_task(desk, origin.url("/photo.jpg"))
-        assert np.array_equal(known, embedding)  # type: ignore[arg-type]
+        (known,) = await ask(pipeline, origin.url("/photo.jpg"))
+        assert isinstance(known, Result)
+        assert np.array_equal(known.embedding, embedding)  # type: ignore[arg-type]
+        assert (known.width, known.height, known.format, known.bytes) == (451, 300, "JPEG", len(photo))
+        assert known.sha256 == hashlib.sha256(photo).hexdigest()
 
 
 async def test_nothing_is_kept_with_0_entries(origin: Origin, photo: bytes) -> None:
-    async with intake(origin, cache_entries=0) as desk:
-        (image,) = await in_task(desk, data_url(photo))
-        assert isinstance(image, Image)
-        desk.remember(image, np.zeros(512, dtype=np.float32))
-        assert isinstance((await in_task(desk, data_url(photo)))[0], Image)
+    async with started(origin, cache_entries=0) as pipeline:
+        (image,) = await ask(pipeline, data_url(photo))
+        assert isinstance(image, DecodedImage)
+        pipeline.remember(image, np.zeros(512, dtype=np.float32))
+        assert isinstance((await ask(pipeline, data_url(photo)))[0], DecodedImage)
 
 
 async def test_bytes_are_held_while_an_image_is_in_work_and_no_longer(origin: Origin, photo: bytes) -> None:
-    held = HeldBytes(10_000_000)
+    held = ByteBudget(10_000_000)
     gate = Gate(photo)
     origin.raw("/held.jpg", gate)
     origin.serve("/photo.jpg", photo)
-    async with intake(origin, held_bytes=held) as desk:
-        (image,) = await in_task(desk, origin.url("/photo.jpg"))
-        assert isinstance(image, Image)
+    async with started(origin, byte_budget=held) as pipeline:
+        (image,) = await ask(pipeline, origin.url("/photo.jpg"))
+        assert isinstance(image, DecodedImage)
         assert held.total_bytes == 0
-        waiting = asyncio.ensure_future(in_task(desk, origin.url("/held.jpg")))
+        waiting = asyncio.ensure_future(ask(pipeline, origin.url("/held.jpg")))
         await gate.arrival()
         waiting.cancel()
         await gate.departure()
@@ -312,11 +330,11 @@ async def test_the_error_of_an_image_does_not_keep_the_image(origin: Origin, pho
     origin.serve("/too-large.jpg", photo + bytes(1_000_000))
     origin.serve("/foreign.svg", b"<svg>" + bytes(LARGE))
     urls = [origin.url(path) for path in ("/damaged.jpg", "/too-large.jpg", "/foreign.svg")]
-    async with intake(origin) as desk:
+    async with started(origin) as pipeline:
 
         async def outcomes() -> object:
-            outcomes = await in_task(desk, *urls, data_url(damaged), data_url(b"x" * LARGE))
-            assert all(isinstance(outcome, RequestError) for outcome in outcomes)
+            outcomes = await ask(pipeline, *urls, data_url(damaged), data_url(b"x" * LARGE))
+            assert all(isinstance(error(outcome), RequestError) for outcome in outcomes)
             return outcomes
 
         assert await allocated_bytes(outcomes) < LARGE // 2
@@ -324,20 +342,20 @@ async def test_the_error_of_an_image_does_not_keep_the_image(origin: Origin, pho
 
 async def test_what_is_given_up_before_its_turn_is_not_kept(origin: Origin, photo: bytes) -> None:
     busy, taken = threading.Event(), threading.Barrier(3)
-    async with intake(origin) as desk:
-        queue = desk._decoders._work_queue
+    async with started(origin) as pipeline:
+        queue = pipeline._decoders._work_queue
 
         def keep_busy() -> None:
             taken.wait(10)
             busy.wait(60)
 
         for _ in range(2):
-            desk._decoders.submit(keep_busy)
+            pipeline._decoders.submit(keep_busy)
         taken.wait(10)
 
         async def given_up() -> object:
             urls = [data_url(photo + bytes([number]) * (LARGE // 2)) for number in range(8)]
-            task = asyncio.get_running_loop().create_task(_admit(desk, tuple(urls)))
+            task = asyncio.create_task(ask(pipeline, *urls))
             queued = queue.qsize() + len(urls)
             while queue.qsize() < queued:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
@@ -346,7 +364,7 @@ async def test_what_is_given_up_before_its_turn_is_not_kept(origin: Origin, phot
                 await task
             for _ in range(10):  # turns of the loop, in which what was cancelled ends
                 await asyncio.sleep(0)
-            assert desk.in_flight_images == 0
+            assert pipeline.in_flight_images == 0
             return ()
 
         try:
@@ -360,95 +378,156 @@ async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for
 ) -> None:
     origin.serve("/photo.jpg", photo)
     origin.serve("/large.jpg", photo + bytes(500_000))
-    async with intake(origin, held_bytes=HeldBytes(len(photo) + 400_000)) as desk:
-        (refused,) = await in_task(desk, origin.url("/large.jpg"))
-        (image,) = await in_task(desk, origin.url("/photo.jpg"))
-        (carried,) = await in_task(desk, data_url(photo))
-    assert isinstance(refused, Overloaded)
-    assert isinstance(image, Image)
-    assert isinstance(carried, Image)
+    async with started(origin, byte_budget=ByteBudget(len(photo) + 400_000)) as pipeline:
+        (refused,) = await ask(pipeline, origin.url("/large.jpg"))
+        (image,) = await ask(pipeline, origin.url("/photo.jpg"))
+        (carried,) = await ask(pipeline, data_url(photo))
+    assert isinstance(error(refused), Overloaded)
+    assert isinstance(image, DecodedImage)
+    assert isinstance(carried, DecodedImage)
 
 
-@pytest.mark.parametrize(("spare", "outcome"), [(0, Image), (-1, Overloaded)])
-async def test_what_a_data_url_carries_is_counted(
-    origin: Origin, photo: bytes, spare: int, outcome: type
+@pytest.mark.parametrize("spare", [0, -1])
+@pytest.mark.parametrize("form", [bytes, data_url])
+async def test_what_a_source_carries_is_counted(
+    origin: Origin, photo: bytes, form: Callable[[bytes], Source], spare: int
 ) -> None:
-    url = data_url(photo)
-    async with intake(origin, held_bytes=HeldBytes(len(url) + spare)) as desk:
-        (found,) = await in_task(desk, url)
-    assert type(found) is outcome
+    source = form(photo)
+    async with started(origin, byte_budget=ByteBudget(len(source) + spare)) as pipeline:
+        (found,) = await ask(pipeline, source)
+    assert isinstance(found, DecodedImage) if spare == 0 else isinstance(error(found), Overloaded)
+
+
+async def test_bytes_are_an_image_up_to_the_limit(origin: Origin, photo: bytes) -> None:
+    padded = photo + bytes(1_000_000 - len(photo))
+    async with started(origin) as pipeline:
+        fits, too_large = await ask(pipeline, padded, padded + b"0")
+    assert isinstance(fits, DecodedImage)
+    assert isinstance(error(too_large), ImageTooLarge)
+
+
+async def test_what_is_neither_a_url_nor_bytes_is_an_error_of_its_own(origin: Origin, photo: bytes) -> None:
+    async with started(origin) as pipeline:
+        nothing, image = await ask(pipeline, None, photo)  # type: ignore[arg-type]  # as a table's column has it
+    assert isinstance(error(nothing), InvalidRequest)
+    assert isinstance(image, DecodedImage)
+
+
+async def test_the_size_is_that_of_the_upright_picture(origin: Origin) -> None:
+    exif = PIL.Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    turned = pictures.encoded(PIL.Image.new("RGB", (60, 40)), "JPEG", exif=exif)
+    async with started(origin) as pipeline:
+        (image,) = await ask(pipeline, turned)
+    assert isinstance(image, DecodedImage)
+    assert (image.width, image.height) == (40, 60)
 
 
 async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them(
     origin: Origin, photo: bytes
 ) -> None:
-    pictures = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
-    memory = DecodingMemory(first_picture(photo, max_pixels=1_000_000).decoding_bytes)  # of one of them
-    before = {stage: count(stage) for stage in ("decode_queue", "decode")}
-    async with intake(origin, decoding_memory=memory) as desk:
-        images = await in_task(desk, *map(data_url, pictures))
-    assert all(isinstance(image, Image) for image in images)
+    files = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
+    memory = DecodeBudget(
+        first_picture(photo, GEOMETRY, max_pixels=1_000_000).decoding_bytes
+    )  # of one of them
+    registry = CollectorRegistry()
+    async with started(origin, decode_budget=memory, metrics=Metrics(registry)) as pipeline:
+        images = await ask(pipeline, *files)
+    assert all(isinstance(image, DecodedImage) for image in images)
     assert memory.try_take(memory.limit_bytes)  # everything was given back
     # And counted once, whether it waited or not.
-    assert {stage: count(stage) - before[stage] for stage in before} == dict.fromkeys(before, len(pictures))
+    name = "embedder_stage_duration_seconds_count"
+    for stage in ("decode_queue", "decode"):
+        assert registry.get_sample_value(name, {"stage": stage}) == len(files)
 
 
-def count(stage: str) -> float:
-    value = REGISTRY.get_sample_value("embedder_stage_duration_seconds_count", {"stage": stage})
-    assert value is not None
-    return value
+async def test_a_picture_that_waits_for_memory_is_held_once(origin: Origin) -> None:
+    noise = [
+        pictures.encoded(
+            PIL.Image.frombytes("RGB", (300, 300), np.random.default_rng(n).bytes(270_000)), "PNG"
+        )
+        for n in range(3)
+    ]
+    for number, file in enumerate(noise):
+        origin.serve(f"/noise-{number}.png", file)
+    held, memory = ByteBudget(10_000_000), DecodeBudget(10_000_000)
+    async with started(origin, byte_budget=held, decode_budget=memory) as pipeline:
+        await ask(pipeline, *noise)  # once for what is only made once
+        assert memory.try_take(memory.limit_bytes)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            waiting = asyncio.create_task(ask(pipeline, *(origin.url(f"/noise-{n}.png") for n in range(3))))
+            async with asyncio.timeout(20):
+                while held.total_bytes < sum(map(len, noise)):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
+                # What is counted is what is held, but for the origin's and the threads' own.
+                while tracemalloc.get_traced_memory()[0] > held.total_bytes * 1.3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            tracemalloc.stop()
+        memory.give_back(memory.limit_bytes)
+        assert all(isinstance(outcome, DecodedImage) for outcome in await waiting)
 
 
 async def test_what_can_never_fit_is_refused_with_the_pixels_that_would(origin: Origin, photo: bytes) -> None:
-    memory = DecodingMemory(first_picture(photo, max_pixels=1_000_000).decoding_bytes - 4)
-    async with intake(origin, decoding_memory=memory) as desk:
-        (refused,) = await in_task(desk, data_url(photo))
-    assert isinstance(refused, TooManyPixels)
-    assert refused.limit_pixels == 451 * 300 - 1
+    memory = DecodeBudget(first_picture(photo, GEOMETRY, max_pixels=1_000_000).decoding_bytes - 4)
+    async with started(origin, decode_budget=memory) as pipeline:
+        (refused,) = await ask(pipeline, data_url(photo))
+    assert isinstance(refused, Result)
+    assert isinstance(refused.error, TooManyPixels)
+    assert refused.error.limit_pixels == 451 * 300 - 1
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
     cache = EmbeddingCache(2)
-    keys = [cache.key(bytes([n])) for n in range(3)]
-    one, two, three = (np.full(512, n, dtype=np.float32) for n in range(3))
-    cache.put(keys[0], one)
-    cache.put(keys[1], two)
-    assert cache.get(keys[0]) is not None  # used: now the second is the oldest
-    cache.put(keys[2], three)
-    assert len(cache) == 2
-    assert cache.get(keys[1]) is None
-    assert np.array_equal(cache.get(keys[0]), one)  # type: ignore[arg-type]
+    known = [KnownImage(np.full(512, n, dtype=np.float32), 1, 1, "PNG") for n in range(3)]
+    cache.put("0", known[0])
+    cache.put("1", known[1])
+    assert cache.get("0") is known[0]  # used: now the second is the oldest
+    cache.put("2", known[2])
+    assert [cache.get(key) for key in "012"] == [known[0], None, known[2]]
 
 
-def test_an_entry_does_not_keep_its_batch_alive() -> None:
-    cache, batch = EmbeddingCache(1), np.zeros((32, 512), dtype=np.float32)
-    cache.put(b"key", batch[0])
-    entry = cache.get(b"key")
-    assert entry is not None
-    assert entry.base is None
+async def test_a_known_embedding_does_not_keep_its_batch(origin: Origin, photo: bytes) -> None:
+    async with started(origin, cache_entries=1) as pipeline:
+        (image,) = await ask(pipeline, photo)
+        assert isinstance(image, DecodedImage)
+        pipeline.remember(image, np.zeros((32, 512), dtype=np.float32)[0])
+        (known,) = await ask(pipeline, photo)
+    assert isinstance(known, Result)
+    assert known.embedding is not None
+    assert known.embedding.base is None
 
 
 STARVED = """
 import asyncio, base64, resource, sys
 from embedder.fetch.addresses import AddressPolicy
-from embedder.cache import EmbeddingCache
+from embedder.cache import EmbeddingCache, KnownImage
 from embedder.fetch.fetcher import Fetcher
-from embedder.pipeline import Intake
-from embedder.runtime.memory import DecodingMemory, HeldBytes, mappable_bytes, spare_address_space
+from embedder.metrics.measures import Metrics
+from embedder.model.spec import Preprocessing
+from embedder.pipeline import DecodedImage, Pipeline
+from embedder.images.decode_budget import DecodeBudget
+from embedder.runtime.byte_budget import ByteBudget
+from embedder.runtime.memory import mappable_bytes, spare_address_space
 from embedder.fetch.urls import URLPolicy
 
 async def main(large, small):
     urls = URLPolicy(allowed_ports=frozenset({80}), addresses=AddressPolicy(()))
-    intake = Intake(
-        Fetcher(urls, max_bytes=10**7, timeout_s=5, max_redirects=0), cache=EmbeddingCache(0),
-        held_bytes=HeldBytes(10**8), decoding_memory=DecodingMemory(10**9), max_in_flight_images=8,
+    metrics = Metrics()
+    pipeline = Pipeline(
+        Fetcher(urls, metrics=metrics, version="0", max_bytes=10**7, timeout_s=5, max_redirects=0),
+        Preprocessing(resize=256, crop=224), cache=EmbeddingCache(0), metrics=metrics,
+        byte_budget=ByteBudget(10**8), decode_budget=DecodeBudget(10**9), max_in_flight_images=8,
         max_image_bytes=10**7, max_image_pixels=5 * 10**7, decode_threads=2,
     )
-    await intake.start()
+    await pipeline.start()
     resource.setrlimit(resource.RLIMIT_AS, (10**10 - mappable_bytes() + 60_000_000, 10**10))
-    for outcome in await intake.admit([large, small]):
-        print(type(outcome).__name__, outcome if isinstance(outcome, Exception) else "")
-    await intake.close()
+    for outcome in await pipeline.outcomes([large, small]):
+        error = getattr(outcome, "error", None)
+        print(type(error or outcome).__name__, error or "")
+    await pipeline.close()
 
 resource.setrlimit(resource.RLIMIT_AS, (10**10, 10**10))
 spare_address_space()
@@ -467,4 +546,4 @@ def test_an_image_for_which_there_is_no_memory_is_refused_and_its_neighbour_is_n
         check=True,
         timeout=60,
     )
-    assert done.stdout.splitlines() == ["Overloaded there is no memory for the image now", "Image "]
+    assert done.stdout.splitlines() == ["Overloaded there is no memory for the image now", "DecodedImage "]

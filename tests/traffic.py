@@ -82,7 +82,7 @@ class Traffic:
             self.under_way.add(port)
             connection.writer.write(request)
             status, headers, body = await asyncio.wait_for(_answer(connection.reader), ANSWER_TIMEOUT_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             failure = f"no answer in {ANSWER_TIMEOUT_S:g} s"
         except asyncio.IncompleteReadError as exc:
             failure = "closed in the middle" if exc.partial else "closed without an answer"

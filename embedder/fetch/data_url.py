@@ -1,4 +1,4 @@
-"""`data:` URL → bytes: an image that travels inside the request."""
+"""`data:` URL → the bytes that it carries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 
 from embedder.errors import ImageTooLarge, URLNotAllowed
 
-# RFC 2397, base64 only. The media type is not looked at: the bytes say what they are.
+# RFC 2397, base64 only. The media type is ignored: the bytes say what they are.
 _HEAD = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 _BLANKS = b" \t\n\f\r"
-# What base64 may hold that is written as an escape in a URL. Undoing every escape there could be would take
-# gigabytes for a body full of "%".
+# The characters of base64 that URLs escape. Only these are unescaped: a general decoder takes gigabytes for a
+# body full of "%".
 _ESCAPES = {b"%%%02X" % byte: bytes([byte]) for byte in b"+/=" + _BLANKS}
 
 

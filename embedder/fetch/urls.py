@@ -24,21 +24,21 @@ MAX_HOST_CHARACTERS = 253  # RFC 1035 section 2.3.4, less the root's empty label
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-# Scheme and port have limits because errors show them.
+# Scheme and port are bounded, because errors quote them.
 _SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-# WHATWG URL, "ends in a number": such a host is read as an IPv4 address by browsers and by the C library,
-# whatever comes before.
+# WHATWG URL, "ends in a number": browsers and the C library read a host with such a last label as an IPv4
+# address.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _DOT = re.compile(r"\.|%2e", re.IGNORECASE)
 _DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
-# What does not show, and what turns text around: a person would read another URL than a program. Unassigned
-# characters are not among them, as a newer Unicode, and so another Python, may have assigned them.
+# Characters that are invisible or reverse the direction of text: a person would read another URL than a
+# program. Unassigned ones are not among them: a newer Unicode, and so another Python, may have assigned them.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
-# Of the category Cf, but part of Persian's and Hindi's words, and of emoji.
+# Of category Cf too, but Persian and Hindi words, and emoji, need them.
 _JOINERS = frozenset("\u200c\u200d")
-# Everything that RFC 3986 lets stand in a path or query, and "%", so that nothing is escaped twice.
+# All that RFC 3986 allows in a path or query, and "%", so that nothing is escaped twice.
 _KEPT_IN_PATH = "!$%&'()*+,-./:;=?@[]_~"
 
 
@@ -52,9 +52,9 @@ class URLPolicy:
     addresses: AddressPolicy = field(default_factory=AddressPolicy)
 
     def admit(self, text: str) -> URL:
-        """The URL to fetch. Its path and query stay as given, but for characters that no URL may hold, which
-        are percent-encoded as UTF-8, and for "." and ".." in the path, which are followed. A fragment and an
-        empty query are dropped.
+        """The URL to fetch. Path and query stay as given, with two exceptions: characters that no URL may
+        hold are percent-encoded as UTF-8, and "." and ".." in the path are resolved. A fragment and an empty
+        query are dropped.
 
         Raises URLNotAllowed, and nothing else, whatever `text` is.
         """
@@ -80,7 +80,7 @@ class URLPolicy:
         netloc = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
         url = URL(f"{scheme}://{netloc}{rest}", encoded=True)
         try:
-            _ = url.host  # decoded only now, for whoever shows it: "xn--" may be followed by anything
+            _ = url.host  # yarl decodes it only here, and "xn--" may be followed by no punycode
         except ValueError:
             raise URLNotAllowed("the URL's host is not a valid international name") from None
         return url
@@ -90,7 +90,7 @@ class URLPolicy:
 
         Raises URLNotAllowed as `admit` does.
         """
-        # Not the joined URL: what was escaped in `url` is up to nine times as long as it was when admitted.
+        # Not of the joined URL: escapes have made `url` up to nine times as long as it was when admitted.
         _check_characters(location)
         return self._admit(_joined(url, location))
 
@@ -104,7 +104,7 @@ class URLPolicy:
             name = host.removesuffix(".")
         if self.allowed_hosts and not any(fnmatchcase(name, glob) for glob in self.allowed_hosts):
             raise URLNotAllowed(f"the host {name!r} is not on this service's list of hosts")
-        address = _literal_address(name)
+        address = literal_address(name)
         if address is not None and not self.addresses.allows(address):
             raise URLNotAllowed(f"the address {name} is not public")
         return f"[{host}]" if ":" in host else host
@@ -129,7 +129,7 @@ def _check_characters(text: str) -> None:
 
 def _joined(url: URL, location: str) -> str:
     # RFC 3986 section 5.2.2, on the text itself: yarl's own `join` decodes "%2F" and "%20" of the base.
-    # What is before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
+    # The text before a colon is a scheme only when it begins with a letter, as in WHATWG's URL.
     if _SCHEME.match(location):
         return location
     if location.startswith("//"):
@@ -165,7 +165,7 @@ def _without_dots(path: str) -> str:
 def _ascii_host(text: str) -> str:
     host = text.lower()
     if not text.isascii():
-        if not _JOINERS.isdisjoint(text):  # which IDNA 2003 drops and IDNA 2008 keeps
+        if not _JOINERS.isdisjoint(text):  # IDNA 2003 drops them, IDNA 2008 keeps them
             raise URLNotAllowed("the URL's host is not a valid international name")
         # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
         try:
@@ -178,7 +178,7 @@ def _ascii_host(text: str) -> str:
     labels = name.split(".")
     if len(name) > MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
         raise URLNotAllowed("the URL's host is not a valid name")
-    if _NUMERIC_LABEL.fullmatch(labels[-1]) and (text != name or _literal_address(name) is None):
+    if _NUMERIC_LABEL.fullmatch(labels[-1]) and (text != name or literal_address(name) is None):
         raise URLNotAllowed("the URL's host is a number that is not a plain IPv4 address")
     return host
 
@@ -193,7 +193,7 @@ def _canonical_ipv6(text: str) -> str:
     return str(address)
 
 
-def _literal_address(name: str) -> IPv4Address | IPv6Address | None:
+def literal_address(name: str) -> IPv4Address | IPv6Address | None:
     for family in (IPv4Address, IPv6Address):
         try:
             return family(name)

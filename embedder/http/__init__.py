@@ -1,5 +1,7 @@
 """What travels over HTTP, from outside in.
 
-`connection.py`, `door.py`, `turnstile.py` and `load_shedding.py` stand before BentoML's routes. `route.py` is
-what the dialects share, `single.py` and `batch.py`. `pages.py` and `openapi.py`: what is asked for with GET.
+    uvicorn_private ─► gate ─► (BentoML's middleware) ─► admission ─► (BentoML's route) ─► bentoml_io ─► dialects/
+
+An `exchange` is one request on that way, and a `client` its other end. `pages` and `openapi` answer GET.
+`bentoml_private` has what is private to BentoML.
 """

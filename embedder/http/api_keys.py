@@ -1,4 +1,4 @@
-"""Who may ask: keys that clients send, compared in constant time."""
+"""API keys that clients send, compared in constant time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class APIKeys:
-    """The keys that are accepted: several at once, so that one can be replaced without an outage."""
+    """The accepted keys: several at once, so that one can be replaced without an outage."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """Without `keys` everybody is let in."""
-        # Of one length, so that a comparison does not tell that of a key; and no key is left in memory.
+        """Without `keys` every request is accepted."""
+        # Digests have one length, so the time of a comparison does not depend on a key's. No key stays in memory.
         self._digests = [_digest(key.encode()) for key in keys]
 
     def accept(self, headers: RawHeaders) -> bool:
@@ -23,7 +23,7 @@ class APIKeys:
         if not self._digests:
             return True
         given = [_digest(key) for key in _given(headers)]
-        # Each with each, whatever was found already.
+        # All pairs are compared, also after a match: the time says nothing.
         return any([hmac.compare_digest(one, other) for one in given for other in self._digests])
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ def _given(headers: RawHeaders) -> list[bytes]:
             scheme, _, token = value.strip().partition(b" ")
             if scheme.lower() == b"bearer":
                 given.append(token.strip())
-    return given[:2]  # one of each is all that a client needs
+    return given[:2]  # a client needs one of each; more would be free guesses
 
 
 def _digest(key: bytes) -> bytes:

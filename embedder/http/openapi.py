@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import orjson
 import yaml
 
-from embedder import errors
-from embedder.errors import EmbedderError, ServiceError
-from embedder.http.bentoml_io import MODEL_HEADER
-from embedder.http.dialects.embed import EmbedRequest, EmbedResponse
-from embedder.http.dialects.embed_batch import EmbedBatchRequest, EmbedBatchResponse
-from embedder.http.gate import open_paths
-from embedder.model.encoder import DIMENSION
-from embedder.settings import Settings
+from embedder import __version__, errors
+from embedder.engine import Engine
+from embedder.http.bentoml_io import FINGERPRINT_HEADER, MODEL_HEADER
+from embedder.http.dialects import Dialect, Json
+from embedder.http.dialects.native import error_reply, error_responses, json_content
 
-Json = dict[str, Any]  # Any: an OpenAPI document is JSON of many shapes
-
-# A unit vector: 512 times 1/√512.
-_EXAMPLE_EMBEDDING = [round(1 / math.sqrt(DIMENSION), 8)] * DIMENSION
-_EXAMPLE_ERRORS = (
-    errors.URLNotAllowed("the address 10.0.0.1 is not public"),
-    errors.ImageTooLarge(limit_bytes=20_000_000, actual_bytes=31_400_000),
-    errors.TooManyPixels(width=12_000, height=9_000, limit_pixels=50_000_000),
-    errors.UnsupportedFormat(),
-    errors.BadImage("the image is cut short"),
-    errors.FetchFailed("the image's server answered 404"),
-    errors.FetchTimeout(limit_s=10),
-    errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
-    errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
-    errors.UnsupportedMediaType("text/plain"),
-    errors.Overloaded("256 images are in work and the limit is 256: no room for 1 more now"),
-    errors.Draining(),
-    errors.InternalError(),
-)
-# These no operation documents: the first two are answered to who asks for what is not documented, the last
-# where keys are set.
-_OTHER_ERRORS = (errors.NotFound, errors.MethodNotAllowed, errors.Unauthorized)
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 _SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
-# Of these only a single image's request fails; in a batch they are an item's.
-_OF_ONE_IMAGE = (422, 424)
-# These fail a batch as a whole, or one image of it: for which there was no memory, say.
-_OF_EITHER = (429, 500, 503)
 
 
 class OpenAPIDocument(Json):
@@ -57,31 +28,43 @@ class OpenAPIDocument(Json):
         return self
 
 
-yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_dict(document.items()))
+def openapi_document(
+    base: Json, dialects: Sequence[Dialect], engine: Engine, open_paths: Iterable[str]
+) -> OpenAPIDocument:
+    """BentoML's document `base`: its own routes stay; what it guesses about the dialects' is replaced.
 
-
-def openapi_document(base: Json, *, title: str, version: str, settings: Settings) -> OpenAPIDocument:
-    """BentoML's document `base`: its own routes stay; what it guesses about ours is replaced."""
-    keyed = bool(settings.api_keys)
-    paths = {**_paths(settings), **_infrastructure(base)}
+    `open_paths` need no key where keys are set.
+    """
+    # BentoML's command writes the document into a Bento with PyYAML, which does not know the class.
+    yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_dict(document.items()))
+    keyed = bool(engine.settings.api_keys)
+    documented = {dialect.path: dialect.document(engine.spec) for dialect in dialects}
+    paths = {
+        **{path: {"post": _operation(path, part.operation)} for path, part in documented.items()},
+        **_own_pages(),
+        **_infrastructure(base),
+    }
+    schemas = {name: schema for part in documented.values() for name, schema in part.schemas.items()}
     return OpenAPIDocument(
         openapi="3.1.0",
         **({"security": _SECURITY} if keyed else {}),
-        info={"title": title, "version": version, "description": _description(settings)},
+        info={"title": base["info"]["title"], "version": __version__, "description": _description(engine)},
         servers=base["servers"],
         tags=base["tags"],
-        paths=_with_keys(paths, open_paths(settings.open_routes)) if keyed else paths,
+        paths=_with_keys(paths, set(open_paths), dialects) if keyed else paths,
         components={
-            "schemas": _schemas(settings),
+            "schemas": {**schemas, **_schemas(engine)},
             **({"securitySchemes": _SECURITY_SCHEMES} if keyed else {}),
         },
     )
 
 
-def _description(settings: Settings) -> str:
+def _description(engine: Engine) -> str:
+    settings = engine.settings
     return (
-        "Image URLs in, L2-normalised ResNet18 embeddings out. The dot product of two embeddings is the "
-        "cosine of the images' similarity.\n\n"
+        f"Image URLs in, L2-normalised embeddings of {engine.spec.dimension} numbers out. The dot product of two "
+        "embeddings is the cosine of the images' similarity. Compare only embeddings of one "
+        f"{FINGERPRINT_HEADER}: here {engine.spec.fingerprint}.\n\n"
         f"Limits: {settings.max_urls} URLs a batch, {errors.megabytes(settings.max_image_bytes)} and "
         f"{settings.max_image_pixels} pixels an image, {errors.megabytes(settings.max_body_bytes)} a body, "
         f"{settings.fetch_timeout_s:g} s and {settings.max_redirects} redirects a download.\n\n"
@@ -89,38 +72,29 @@ def _description(settings: Settings) -> str:
     )
 
 
-def _paths(settings: Settings) -> Json:
+def _operation(path: str, operation: Json) -> Json:
+    """A dialect's operation, with the headers that the gate adds to every answer."""
+    responses = {status: dict(response) for status, response in operation["responses"].items()}
+    of_success = {
+        MODEL_HEADER: _header("The tag of the model that made it.", type="string"),
+        FINGERPRINT_HEADER: _header("Equal exactly when embeddings may be compared.", type="string"),
+    }
+    retry_after = {"Retry-After": _header("Seconds to wait.", type="integer", minimum=0)}
+    for status, response in responses.items():
+        headers = of_success if status.startswith("2") else retry_after if status in ("429", "503") else {}
+        if headers:
+            response["headers"] = {**response.get("headers", {}), **headers}
+    name = path.strip("/").replace("/", "_")
+    return {"operationId": name, "tags": ["Service APIs"], **operation, "responses": responses}
+
+
+def _header(description: str, **schema: Any) -> Json:  # Any: as Json
+    """One that is always there."""
+    return {"description": description, "required": True, "schema": schema}
+
+
+def _own_pages() -> Json:
     return {
-        "/embed": {
-            "post": {
-                "operationId": "embed",
-                "tags": ["Service APIs"],
-                "summary": "The embedding of one image",
-                "description": "Downloads the image, decodes it, and returns its embedding.",
-                "requestBody": _request_body("EmbedRequest", {"url": _EXAMPLE_URL}),
-                "responses": {
-                    "200": _ok("EmbedResponse", {"embedding": _EXAMPLE_EMBEDDING}),
-                    **_error_responses(_EXAMPLE_ERRORS),
-                },
-            }
-        },
-        "/embed_batch": {
-            "post": {
-                "operationId": "embed_batch",
-                "tags": ["Service APIs"],
-                "summary": "The embeddings of many images",
-                "description": "As `/embed`, for up to "
-                f"{settings.max_urls} images at once. An image that fails leaves a null in its place and an "
-                "item under `errors`; the others are not affected and the status is 200.",
-                "requestBody": _request_body(
-                    "EmbedBatchRequest", {"urls": [_EXAMPLE_URL, "https://example.com/missing.jpg"]}
-                ),
-                "responses": {
-                    "200": _ok("EmbedBatchResponse", _EXAMPLE_BATCH),
-                    **_error_responses(e for e in _EXAMPLE_ERRORS if e.status not in _OF_ONE_IMAGE),
-                },
-            }
-        },
         "/health": {
             "get": {
                 "operationId": "health",
@@ -128,7 +102,7 @@ def _paths(settings: Settings) -> Json:
                 "summary": "Whether this process serves",
                 "responses": {
                     "200": _json("It does.", "Health", {"status": "healthy"}),
-                    "503": _json("It is leaving, or its model fails.", "Health", {"status": "draining"}),
+                    "503": _json("It shuts down, or its model fails.", "Health", {"status": "draining"}),
                 },
             }
         },
@@ -162,103 +136,62 @@ def _infrastructure(base: Json) -> Json:
     }
 
 
-def _with_keys(paths: Json, no_key: frozenset[str]) -> Json:
-    """`paths` where keys are set: what takes `no_key` says so, and the rest can answer 401."""
-    unauthorized = _error_responses([errors.Unauthorized()])
+def _with_keys(paths: Json, no_key: set[str], dialects: Sequence[Dialect]) -> Json:
+    """`paths` where keys are set: what takes `no_key` says so, and the rest can be refused for want of one."""
+    by_path = {dialect.path: dialect for dialect in dialects}
     return {
         path: {
             method: {**operation, "security": []}
             if path in no_key
-            else {**operation, "responses": {**operation["responses"], **unauthorized}}
+            else {**operation, "responses": {**_unauthorized(by_path.get(path)), **operation["responses"]}}
             for method, operation in item.items()
         }
         for path, item in paths.items()
     }
 
 
-_EXAMPLE_URL = "https://res.cloudinary.com/demo/image/upload/sample.jpg"
-_EXAMPLE_BATCH = {
-    "embeddings": [_EXAMPLE_EMBEDDING, None],
-    "errors": [{"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}],
-}
-
-
-def _request_body(schema: str, example: Json) -> Json:
-    return {"required": True, "content": _content(schema, example)}
-
-
-def _ok(schema: str, example: Json) -> Json:
-    model = _header("The tag of the model that made it.", type="string")
-    return {**_json("Successful Response", schema, example), "headers": {MODEL_HEADER: model}}
-
-
-def _header(description: str, **schema: Any) -> Json:  # Any: as Json
-    """One that is always there."""
-    return {"description": description, "required": True, "schema": schema}
-
-
-def _error_responses(examples: Iterable[EmbedderError]) -> Json:
-    responses: Json = {}
-    for error in examples:
-        response = responses.setdefault(
-            str(error.status),
-            {"description": "", "content": {"application/json": {"schema": _ref("Error"), "examples": {}}}},
-        )
-        response["description"] += f"- `{error.code}`: {error.summary}\n"
-        response["content"]["application/json"]["examples"][error.code] = {
-            "value": {"error": str(error), "code": error.code}
-        }
-        if isinstance(error, ServiceError) and error.retry_after_s is not None:
-            response["headers"] = {"Retry-After": _header("Seconds to wait.", type="integer", minimum=0)}
-        if isinstance(error, errors.Unauthorized):
-            response["headers"] = {"WWW-Authenticate": _header("How to send a key.", type="string")}
+def _unauthorized(dialect: Dialect | None) -> Json:
+    """The `responses` of a request without a key: as `dialect` answers it, natively on other paths."""
+    error = errors.Unauthorized()
+    reply = error_reply(error) if dialect is None else dialect.error(error)
+    responses = error_responses([error])
+    if reply != error_reply(error):
+        example = {reply.media_type: {"example": orjson.loads(reply.body)}}
+        responses = {str(reply.status): {"description": error.summary, "content": example}}
+    for response in responses.values():
+        response["headers"] = {"WWW-Authenticate": _header("How to send a key.", type="string")}
     return responses
 
 
 def _json(description: str, schema: str, example: Json | None) -> Json:
-    return {"description": description, "content": _content(schema, example)}
+    return {"description": description, "content": json_content(schema, example)}
 
 
-def _content(schema: str, example: Json | None) -> Json:
-    content: Json = {"schema": _ref(schema)}
-    if example is not None:
-        content["example"] = example
-    return {"application/json": content}
-
-
-def _ref(schema: str) -> Json:
-    return {"$ref": f"#/components/schemas/{schema}"}
-
-
-def _schemas(settings: Settings) -> Json:
-    schemas: Json = {}
-    for model in (EmbedRequest, EmbedResponse, EmbedBatchRequest, EmbedBatchResponse):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
-    # Not so in a batch: what is no URL there is an item's error.
-    schemas["EmbedRequest"]["properties"]["url"]["format"] = "uri"
-    schemas["EmbedBatchRequest"]["properties"]["urls"]["maxItems"] = settings.max_urls
-    one_image = [error.code for error in _EXAMPLE_ERRORS if error.status in (*_OF_ONE_IMAGE, *_OF_EITHER)]
-    schemas["ItemError"]["properties"]["code"]["enum"] = one_image
-    schemas["Error"] = _object(
-        "What every error is.",
-        error={"type": "string", "description": "What happened, for people."},
-        code={"type": "string", "enum": [error.code for error in (*_EXAMPLE_ERRORS, *_OTHER_ERRORS)]},
-    )
-    schemas["Health"] = _object(
-        "Whether this process serves.",
-        status={"type": "string", "enum": ["healthy", "draining", "unhealthy"]},
-    )
-    schemas["Info"] = _object(
-        "What is served.",
-        model={"type": "object", "description": "Its tag, weights, their source and sha256, preprocessing."},
-        dimension={"type": "integer", "const": DIMENSION},
-        precision={"type": "string"},
-        limits={"type": "object", "description": "The settings in force."},
-        versions={"type": "object", "description": "Of this service and the libraries under it."},
-    )
-    return schemas
+def _schemas(engine: Engine) -> Json:
+    """Those that no dialect has."""
+    return {
+        "Error": _object(
+            "What every error is.",
+            error={"type": "string", "description": "What happened, for people."},
+            code={"type": "string", "enum": sorted(errors.codes())},
+        ),
+        "Health": _object(
+            "Whether this process serves.",
+            status={"type": "string", "enum": ["healthy", "draining", "unhealthy"]},
+        ),
+        "Info": _object(
+            "What is served.",
+            model={
+                "type": "object",
+                "description": "Its tag, weights, their source and sha256, preprocessing.",
+            },
+            fingerprint={"type": "string", "description": "Equal exactly when embeddings may be compared."},
+            dimension={"type": "integer", "const": engine.spec.dimension},
+            precision={"type": "string"},
+            limits={"type": "object", "description": "The settings in force."},
+            versions={"type": "object", "description": "Of this service and the libraries under it."},
+        ),
+    }
 
 
 def _object(description: str, **properties: Json) -> Json:

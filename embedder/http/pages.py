@@ -4,66 +4,73 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from importlib import resources
+from functools import cache
 from importlib.metadata import version
 
+import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from embedder import __version__
-from embedder.http.bentoml_io import json_response
-from embedder.model.encoder import DIMENSION
-from embedder.settings import Settings
+from embedder.engine import Engine
+from embedder.http.bentoml_private import docs_page
 
-# BentoML's page carries Google's tag manager. Whoever opens this service's documentation talks to this
-# service alone.
+# BentoML's page carries Google's tag manager. A reader's browser must talk to this service alone.
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; frame-src 'none'; frame-ancestors 'none'"
 )
 
+_LIMITS = (
+    *("max_batch_size", "max_urls", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
+    *("max_in_flight_images", "max_in_flight_bytes", "max_decoding_bytes"),
+    *("fetch_timeout_s", "connect_timeout_s", "max_redirects"),
+)
+"""The settings that `/info` shows under `limits`."""
 
-def pages(*, health: Callable[[], str], info: Callable[[], Mapping[str, object]]) -> Starlette:
-    """`health` gives "healthy", "draining" or "unhealthy"; `info` gives what `/info` shows."""
+
+def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
+    """`health` gives "healthy", "draining" or "unhealthy"."""
+
+    @cache  # 5 ms to make, and nothing limits how many ask at once
+    def info() -> bytes:
+        return orjson.dumps(describe(engine))
 
     async def health_view(_: Request) -> Response:
         status = health()
-        return json_response({"status": status}, status=200 if status == "healthy" else 503)
+        return _json(orjson.dumps({"status": status}), status=200 if status == "healthy" else 503)
 
     async def info_view(_: Request) -> Response:
-        return json_response(info())
+        return _json(info())
+
+    async def docs_view(_: Request) -> Response:
+        return HTMLResponse(docs_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
 
     return Starlette(
         routes=[
             Route("/health", health_view),
             Route("/info", info_view),
-            Route("/docs", _docs_view),
-            Route("/", _docs_view),
+            Route("/docs", docs_view),
+            Route("/", docs_view),
         ]
     )
 
 
-def describe(settings: Settings, *, tag: str, metadata: Mapping[str, object]) -> dict[str, object]:
-    """What `/info` shows: the model `tag` with the `metadata` it was saved with, the settings in force."""
+def describe(engine: Engine) -> Mapping[str, object]:
+    """What `/info` shows: the model with the metadata that it was saved with, the settings in force."""
+    settings, spec = engine.settings, engine.spec
     return {
-        "model": {"tag": tag, **metadata},
-        "dimension": DIMENSION,
+        "model": {"tag": spec.tag, **engine.model.resolve().info.metadata},
+        "fingerprint": spec.fingerprint,
+        "dimension": spec.dimension,
         "precision": settings.precision,
         "workers": settings.workers,
         "threads": settings.threads,
+        "batching": settings.batching,
         "limits": {
-            "max_batch_size": settings.max_batch_size,
-            "max_urls": settings.max_urls,
-            "max_body_bytes": settings.max_body_bytes,
-            "max_image_bytes": settings.max_image_bytes,
-            "max_image_pixels": settings.max_image_pixels,
-            "max_in_flight_images": settings.max_in_flight_images,
-            "max_in_flight_bytes": settings.max_in_flight_bytes,
-            "max_decoding_bytes": settings.max_decoding_bytes,
-            "fetch_timeout_s": settings.fetch_timeout_s,
-            "max_redirects": settings.max_redirects,
+            **{name: getattr(settings, name) for name in _LIMITS},
             "allowed_hosts": list(settings.allowed_hosts),
             "allowed_ports": sorted(settings.allowed_ports),
         },
@@ -78,6 +85,5 @@ def describe(settings: Settings, *, tag: str, metadata: Mapping[str, object]) ->
     }
 
 
-async def _docs_view(_: Request) -> Response:
-    page = resources.files("_bentoml_impl.server").joinpath("main-openapi.html").read_text("utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
+def _json(content: bytes, *, status: int = 200) -> Response:
+    return Response(content, status_code=status, media_type="application/json")

@@ -1,13 +1,13 @@
-"""What an image file says about itself, read before any pixel is decoded.
+"""What an image file states about itself, read before any pixel is decoded. Needs no Pillow.
 
-A file is a list of parts: JPEG segments, PNG and WebP chunks, GIF blocks. A few of them make the
-first picture. The rest is metadata, further frames and trailing bytes, and hides most ways to make
-a small file dear to open: millions of empty comments, EXIF directories whose values overlap, text
-that inflates a thousandfold. So the parts are walked here once, by their lengths, and the decoder
-gets a file rebuilt from those that make pixels. Of the metadata one number is kept, the orientation.
+A file is a list of parts: JPEG segments, PNG and WebP chunks, GIF blocks. A few of them make up the first
+picture. The rest is metadata, further frames and trailing bytes, and allows most of the small files that are
+expensive to open: millions of empty comments, EXIF directories whose values overlap, text that inflates a
+thousandfold. So this file walks the parts once, by their lengths, and rebuilds a file from those that make
+pixels, for the decoder. It keeps one number of the metadata, the orientation.
 
-JPEG: ITU-T T.81; an MPO is a JPEG with more of them behind it. PNG: W3C, third edition; an APNG's
-first frame is the picture that decoders unaware of animation see. WebP: RFC 9649. GIF: GIF89a.
+JPEG: ITU-T T.81; an MPO is several JPEGs, one behind the other. PNG: W3C, third edition; the first frame of
+an APNG is the picture that decoders without animation show. WebP: RFC 9649. GIF: GIF89a.
 """
 
 from __future__ import annotations
@@ -16,45 +16,58 @@ import math
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedder.errors import BadImage, TooManyPixels, UnsupportedFormat
-from embedder.images.webp_lossless import code_sets
+from embedder.images.webp_lossless import code_groups
+from embedder.model.spec import Preprocessing
 
 HEAD_BYTES = 16
 """How many bytes `sniff` looks at."""
 
 MAX_SCANS = 64  # a 52 KB progressive JPEG with 2000 scans costs 6.5 s; encoders write 10 to 12
 MAX_PARTS = 2000  # of a JPEG, a PNG, or the first frame of an animated WebP
-# Of a JPEG's quantisation tables before its first scan: Pillow goes through them in Python and copies what is
-# left each time: a second for 20 MB. Encoders write four at most, of 65 or 129 bytes.
+# Of a JPEG's quantisation tables before its first scan. Pillow parses them in Python and copies the remaining
+# ones for each: a second for 20 MB. Encoders write at most four, of 65 or 129 bytes.
 JPEG_TABLE_BYTES = 65_536
-PNG_SIDE = 65_535  # as in a JPEG or a GIF: rows take memory beside their pixels, one of millions a second
-PNG_DATA_BYTES = 1024  # a PNG's chunks of data are parts if smaller: ffmpeg fills 4096 bytes, libpng 8192
+PNG_SIDE = 65_535  # the limit of JPEG and GIF. A row takes memory beside its pixels: with millions, a second
+PNG_DATA_BYTES = 1024  # smaller IDAT chunks count as parts; ffmpeg writes 4096 bytes to each, libpng 8192
 MAX_ANIMATION_PARTS = 250_000  # of a WebP or a GIF, where each frame has some
 
-MAX_CODE_SETS = 4096  # of a lossless WebP; libwebp's encoder writes up to 2600, for a photo some dozens
+MAX_CODE_GROUPS = 4096  # of a lossless WebP; libwebp's encoder writes up to 2600, and some dozens for a photo
 
-# What a picture may cost to decode beyond its number of pixels, for each pixel of the limit or of
-# WORK_PIXELS, whichever is more: a low limit is no reason to refuse a 16-bit PNG. The dearest 50
-# million pixels took 3.1 s without these limits (JPEG; WebP 2.7) and take up to 1.9 s of CPU within them
-# (an interlaced PNG of RGBA in 20 MB, Paeth-filtered; JPEG 1.5, WebP 1.3), on one core of the 2-core
-# machine that they were measured on, with Pillow 13. Walking through the parts takes up to 0.6 s more.
+# The work that a picture may cost beyond its number of pixels, for each pixel of `max_pixels` or WORK_PIXELS,
+# whichever is more: a low limit is no reason to refuse a 16-bit PNG. Without these limits, the most expensive
+# 50 million pixels took 3.1 s of CPU time (JPEG; WebP 2.7). With them, an interlaced, Paeth-filtered RGBA PNG
+# of 20 MB takes 1.9 s, a JPEG 1.5, a WebP 1.3. Measured on one core of a 2-core machine, with Pillow 13.
+# Walking the parts takes up to 0.6 s more.
 WORK_PIXELS = 50_000_000
-PNG_BYTES = 4  # bytes once inflated: as many as 8-bit RGBA has, half of what 16-bit RGBA has
-JPEG_SAMPLES = 20  # samples, counted once per scan; progressive encoders write 14, of CMYK 24
-WEBP_PIXELS = 1.3  # pixels, plus these for each coded byte
+PNG_BYTES = 4  # inflated bytes: as many as 8-bit RGBA has, half of what 16-bit RGBA has
+JPEG_SAMPLES = 20  # samples, once for each scan; progressive encoders write 14, for CMYK 24
+WEBP_PIXELS = 1.3  # pixels, and as many more for each coded byte:
 LOSSY_PIXELS_PER_BYTE, LOSSLESS_PIXELS_PER_BYTE = 5, 2
 
-# Memory for each pixel while it is decoded: what Pillow and its libraries were seen to take.
-PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 18, 8
-CODE_SET_MEMORY = 20_000  # for each of a lossless WebP: libwebp's largest tables
-# A JPEG whose first scan is not all of it, as each progressive one's, holds two bytes for each of its samples
-# until the last scan; another is scaled down row by row, unless it is narrow.
-JPEG_MEMORY, NARROW_JPEG_MEMORY = 2, 4
-NARROW_PIXELS = 1024
+# A JPEG is decoded at 1/2 or 1/4 when that leaves twice the size that it is resized to. Measured against
+# torchvision without it: the mean difference is 0.2 to 0.8 levels of 255 for photos, 1.3 for dense textures.
+# It depends on the content and hardly on the size or the filter: bicubic and Lanczos are within 1.2 times
+# bilinear's, from 64 to 518 pixels. (At 1/8, with bilinear at 256, the cosine of embeddings fell from 0.9998
+# to 0.995 on sharp textures, for 6 ms of 34.) Coarse colours are reduced with the rest, and need twice as
+# much (at twice, 4:2:2 fell to 0.9986 and 4:1:1 to 0.998).
+JPEG_OVERSAMPLING, COARSE_JPEG_OVERSAMPLING = 2, 4
 
-# A marker with a segment behind it: not a stuffed zero, TEM, a restart or a fill byte.
+# Bytes of memory for each pixel while it is decoded, as measured with Pillow and its libraries.
+PNG_MEMORY, WEBP_MEMORY, GIF_MEMORY = 8, 18, 8
+CODE_GROUP_MEMORY = 20_000  # bytes for each of a lossless WebP: libwebp's largest tables
+# A reduced JPEG is scaled down row by row. A JPEG whose first scan has not all components, like each
+# progressive one's, also holds two bytes for each of its samples until the last scan.
+JPEG_MEMORY, REDUCED_JPEG_MEMORY = 4, 2
+# Bytes for each pixel of the crop: it is made in two steps, turned, and converted.
+CROP_MEMORY = 16
+
+ONE_PASS_PIXELS = 4_000_000
+"""Larger pictures are resampled in strips, so the decoder copies so many pixels at most, of 4 bytes each."""
+
+# A marker that a segment follows: not a stuffed zero, TEM, a restart or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _PROGRESSIVE = 0xC2
@@ -74,6 +87,7 @@ _WEBP_FIRST_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X")  # the first one states the siz
 _WEBP_ANIMATION = 0x02
 
 _GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x3B, 0x21, 0x2C, 0xF9
+_GIF_DISPOSAL = 0b11100
 
 _EXIF_ORIENTATION, _EXIF_SHORT = 274, 3
 
@@ -84,15 +98,19 @@ class Picture:
 
     format: str
     orientation: int
-    """EXIF's, 1 where there is none; of the others, only 2 to 8 mean anything."""
+    """EXIF's. 1 where there is none; other values than 2 to 8 mean upright as well."""
     data: bytes
-    """A file of that format with this picture and nothing else."""
+    """A file of that format with this picture and nothing else: about as large as the file it comes from."""
     width: int
     height: int
     decoding_bytes: int
-    """The memory that decoding it takes, about."""
+    """The memory that decoding it takes beside `data`, about: the decoder's copy of `data`, pixels, crop."""
     coarse_colours: bool = False
-    """Whether a JPEG's colours lack more along one axis, or more than half: 4:2:2, 4:1:1."""
+    """Whether a JPEG has fewer colours along one axis than along the other: 4:2:2, 4:1:1."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     @property
     def pixels(self) -> int:
@@ -100,7 +118,7 @@ class Picture:
 
 
 def sniff(head: bytes) -> str | None:
-    """By the first `HEAD_BYTES` of a file: "JPEG", "PNG", "WEBP", "GIF", or None for any other."""
+    """The format, by a file's first `HEAD_BYTES`: "JPEG", "PNG", "WEBP", "GIF", or None for any other."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(_PNG_SIGNATURE):
@@ -112,8 +130,8 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def first_picture(data: bytes, *, max_pixels: int) -> Picture:
-    """The first picture of a file, without decoding it.
+def first_picture(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Picture:
+    """The first picture of a file, without decoding it. `preprocessing` is what it will be decoded for.
 
     Raises UnsupportedFormat; TooManyPixels, as soon as the header is read; BadImage for a file that
     is cut short, that breaks its format's structure, or that would cost far more than its pixels.
@@ -123,13 +141,35 @@ def first_picture(data: bytes, *, max_pixels: int) -> Picture:
     if format is None:
         raise UnsupportedFormat
     try:
-        return walk[format](data, max_pixels)
+        picture = walk[format](data, max_pixels)
     except (struct.error, IndexError) as exc:  # read past the end
         raise BadImage(f"the {format} is cut short") from exc
+    memory = picture.decoding_bytes
+    if format == "JPEG":
+        memory += _jpeg_pixel_bytes(picture, preprocessing)
+    memory += len(picture.data) + CROP_MEMORY * preprocessing.crop**2
+    return replace(picture, decoding_bytes=memory)
+
+
+def jpeg_reduction(picture: Picture, preprocessing: Preprocessing) -> int:
+    """4, 2 or 1: the picture is decoded at one part in so many of its width and height."""
+    if picture.format != "JPEG":
+        return 1
+    oversampling = COARSE_JPEG_OVERSAMPLING if picture.coarse_colours else JPEG_OVERSAMPLING
+    times = min(picture.width, picture.height) // (oversampling * preprocessing.resize)
+    return 4 if times >= 4 else 2 if times >= 2 else 1
+
+
+def _jpeg_pixel_bytes(picture: Picture, preprocessing: Preprocessing) -> int:
+    """The memory for the pixels of a JPEG, without the samples that it holds between scans."""
+    if jpeg_reduction(picture, preprocessing) > 1:
+        return REDUCED_JPEG_MEMORY * picture.pixels
+    copied = min(min(picture.width, picture.height) ** 2, ONE_PASS_PIXELS)
+    return JPEG_MEMORY * (picture.pixels + copied)
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
-    width = height = pixels = stored = components = scans = samples = memory = table_bytes = 0
+    width = height = pixels = stored = components = scans = samples = held = table_bytes = 0
     progressive = coarse = False
     orientation: int | None = None
     kept = [b"\xff\xd8"]
@@ -138,13 +178,14 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
         found = _JPEG_MARKER.search(data, position)
         if found is None:
             raise BadImage("the JPEG is cut short")
-        if scans:  # coded data follows the header of a scan; before the first one it can't be
+        if scans:  # coded data follows the header of a scan; there is none before the first one
             kept.append(data[position : found.start()])
         marker = found[0][1]
         if marker == _EOI:
             break
         (size,) = struct.unpack_from(">H", data, found.end())
-        # Two are its own: of fewer, decoders would take what follows for them, and see another picture.
+        # The length counts its own two bytes. With less, decoders take what follows for it, and see another
+        # picture.
         if size < 2:
             raise BadImage("the JPEG is damaged: a segment is shorter than its length")
         position = found.end() + size
@@ -158,14 +199,12 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
             stored = _jpeg_stored_pixels(width, height, body[7::3])
             components, progressive = body[5], marker == _PROGRESSIVE
             coarse = any(factors not in (0x11, 0x22) for factors in body[7::3])
-            narrow = min(width, height) < (2 if coarse else 1) * NARROW_PIXELS
-            memory = NARROW_JPEG_MEMORY if narrow else JPEG_MEMORY
         elif marker == _SOS:
             if not pixels:
                 raise BadImage("the JPEG has a scan before its frame header")
             scans += 1
             if scans == 1 and (progressive or body[0] < components):
-                memory += 2 * components
+                held = 2 * components * stored
             if scans > MAX_SCANS:
                 raise BadImage(f"the JPEG has more than {MAX_SCANS} scans")
             samples += pixels * body[0]
@@ -188,11 +227,12 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
     if not scans:
         raise BadImage("the JPEG has no picture in it")
     kept.append(b"\xff\xd9")
-    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, memory * stored, coarse)
+    return Picture("JPEG", orientation or 1, b"".join(kept), width, height, held, coarse)
 
 
 def _jpeg_stored_pixels(width: int, height: int, factors: bytes) -> int:
-    """With those that fill up the last blocks: below a picture that is a pixel high there may be 31 rows."""
+    """The pixels with those that fill the last blocks: a picture that is one pixel high may have 31 rows
+    more."""
     across = 8 * max((factor >> 4 for factor in factors), default=1) or 8
     down = 8 * max((factor & 15 for factor in factors), default=1) or 8
     return math.ceil(width / across) * across * math.ceil(height / down) * down
@@ -206,7 +246,7 @@ def _png(data: bytes, max_pixels: int) -> Picture:
     if max(width, height) > PNG_SIDE:
         raise BadImage(f"a side of the PNG has {max(width, height)} pixels; the limit is {PNG_SIDE}")
     if depth not in _PNG_DEPTHS.get(colour, ()):
-        raise BadImage(f"the PNG has {depth} bits of colour type {colour}, which there are not")
+        raise BadImage(f"the PNG has {depth} bits for colour type {colour}, which PNG does not define")
     inflated = pixels * depth * _PNG_CHANNELS[colour] // 8
     _check_work("PNG", inflated, PNG_BYTES, "bytes once inflated", max_pixels)
 
@@ -248,8 +288,8 @@ def _png(data: bytes, max_pixels: int) -> Picture:
 def _png_transparency(body: bytes, colour: int, depth: int) -> bytes:
     """The colour that means transparent, in the samples that the decoder will give.
 
-    Pillow widens grey of 2 and 4 bits to 8 and narrows colours of 16 bits to 8, but compares with
-    the value as stored. With 16-bit colours, 256 neighbouring shades become transparent as one.
+    Pillow widens 2-bit and 4-bit grey to 8 bits and narrows 16-bit colours to 8, but compares with the value
+    as stored. So 256 neighbouring shades of 16-bit colours become transparent together.
     """
     if colour == _PNG_GREY and depth < 8:
         (grey,) = struct.unpack_from(">H", body)
@@ -308,11 +348,11 @@ def _webp(data: bytes, max_pixels: int) -> Picture:
     frame = _webp_frame(kept[-1][1]) if animated else kept
     work = pixels + sum(len(body) * _webp_pixels_per_byte(kind, body) for kind, body in frame)
     _check_work("WEBP", work, WEBP_PIXELS, "pixels and coded bytes", max_pixels)
-    sets = _webp_code_sets(frame)
-    if sets > MAX_CODE_SETS:
-        raise BadImage(f"the WEBP has {sets} sets of prefix codes; the limit is {MAX_CODE_SETS}")
+    groups = _webp_code_groups(frame)
+    if groups > MAX_CODE_GROUPS:
+        raise BadImage(f"the WEBP has {groups} groups of Huffman codes; the limit is {MAX_CODE_GROUPS}")
     file = struct.pack("<4sI", b"RIFF", len(coded)) + coded
-    memory = WEBP_MEMORY * pixels + CODE_SET_MEMORY * sets
+    memory = WEBP_MEMORY * pixels + CODE_GROUP_MEMORY * groups
     return Picture("WEBP", orientation or 1, file, width, height, memory)
 
 
@@ -334,9 +374,9 @@ def _webp_frame_size(kind: bytes, body: bytes) -> tuple[int, int]:
 
 
 def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
-    """The kind and data of each chunk in that of a frame of an animation."""
+    """The kind and data of each chunk within the chunk of an animation's frame."""
     chunks: list[tuple[bytes, bytes]] = []
-    position = 16  # where it is, how long it lasts, and what becomes of it
+    position = 16  # behind the frame's place, duration and disposal
     while position + 8 <= len(body):
         if len(chunks) == MAX_PARTS:
             raise BadImage(f"the WEBP has more than {MAX_PARTS} chunks in its first frame")
@@ -347,25 +387,25 @@ def _webp_frame(body: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _webp_pixels_per_byte(kind: bytes, body: bytes) -> int:
-    """What a coded byte of a chunk costs, in pixels."""
-    if kind == b"ALPH" and body[0] & 3 == 0:  # not compressed, but copied
+    """The cost of a chunk's coded byte, in pixels."""
+    if kind == b"ALPH" and body[0] & 3 == 0:  # not compressed: it is copied
         return 1
     return LOSSLESS_PIXELS_PER_BYTE if kind == b"VP8L" else LOSSY_PIXELS_PER_BYTE
 
 
-def _webp_code_sets(frame: list[tuple[bytes, bytes]]) -> int:
-    """How many sets of prefix codes there are in the frame of these chunks: in its picture, or its alpha."""
+def _webp_code_groups(frame: list[tuple[bytes, bytes]]) -> int:
+    """The number of Huffman code groups in a frame of these chunks: of its picture, or of its alpha."""
     alpha: bytes | None = None
     for kind, body in frame:
         if kind == b"VP8L":
-            return code_sets(body[5:], *_webp_frame_size(kind, body))
+            return code_groups(body[5:], *_webp_frame_size(kind, body))
         if kind == b"VP8 ":
             if alpha is None or alpha[0] & 3 != 1:
                 return 0
-            # As a lossless picture without the header.
-            return code_sets(alpha[1:], *_webp_frame_size(kind, body))
+            # Compressed alpha is a lossless picture without the header.
+            return code_groups(alpha[1:], *_webp_frame_size(kind, body))
         if kind == b"ALPH":
-            if alpha is not None:  # libwebp refuses it too, and each may take MAX_STEPS to read
+            if alpha is not None:  # libwebp refuses it too, and reading each may take MAX_STEPS
                 raise BadImage("the WEBP has two alphas for one picture")
             alpha = body
     return 0
@@ -403,12 +443,18 @@ def _gif(data: bytes, max_pixels: int) -> Picture:
             position += 11 + _gif_palette_bytes(flags)
             in_blocks = True
         else:
-            position += 1  # decoders step over what they don't know
+            position += 1  # decoders skip unknown bytes
     else:
         raise BadImage(f"the GIF has {MAX_ANIMATION_PARTS} blocks or more")
     if not frame:
         raise BadImage("the GIF has no picture in it")
-    file = head + control + frame + bytes([_GIF_TRAILER])
+    # Pillow applies its own limit of pixels, which belongs to the whole process, where a frame is larger than
+    # the canvas or is disposed of. So the canvas is stated as large as it becomes, and nothing is disposed
+    # of.
+    canvas = struct.pack("<HH", min(width, 0xFFFF), min(height, 0xFFFF))
+    if len(control) > 3:
+        control = control[:3] + bytes([control[3] & ~_GIF_DISPOSAL]) + control[4:]
+    file = head[:6] + canvas + head[10:] + control + frame + bytes([_GIF_TRAILER])
     return Picture("GIF", 1, file, width, height, GIF_MEMORY * width * height)
 
 
@@ -417,7 +463,7 @@ def _gif_palette_bytes(flags: int) -> int:
 
 
 def _checked_pixels(width: int, height: int, max_pixels: int) -> int:
-    """How many pixels; raises BadImage for none and TooManyPixels."""
+    """The number of pixels. Raises BadImage for none, and TooManyPixels."""
     if not (width and height):
         raise BadImage(f"the image is {width} x {height}, which is no pixels")
     if width * height > max_pixels:
@@ -432,9 +478,9 @@ def _check_work(format: str, work: int, per_pixel: float, unit: str, max_pixels:
 
 
 def _orientation(exif: bytes) -> int:
-    """The number that EXIF's first directory has for the orientation, 1 where it has none.
+    """The orientation in EXIF's first directory, 1 where it has none.
 
-    Takes up to 20 ms, for the 65 535 entries that it may have: of a file's EXIFs only the first is read.
+    The directory may have 65 535 entries, which take 20 ms. So callers read a file's first EXIF only.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -447,6 +493,6 @@ def _orientation(exif: bytes) -> int:
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
             if tag == _EXIF_ORIENTATION and (kind, count) == (_EXIF_SHORT, 1):
                 return int(value)
-    except struct.error:  # EXIF cut short: the pixels are none the worse for it
+    except struct.error:  # EXIF that is cut short does not harm the pixels
         return 1
     return 1

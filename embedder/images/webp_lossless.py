@@ -1,8 +1,9 @@
-"""How many sets of prefix codes a lossless WebP has: a part of its cost that its size does not show.
+"""Counts the Huffman code groups of a lossless WebP: a part of its cost that its size does not show.
 
-Each 4 x 4 pixels may have a set of their own, for which libwebp makes tables: a file of 2 MB for a megapixel
-takes 0.9 GB and 1.5 s that way. How many there are stands behind the transforms, whose images are coded with
-codes too. So these are read here, as far as it takes to know where they end; the picture itself is not.
+libwebp allocates about 20 kB of tables for each group, and each block of 4 x 4 pixels may have its own: a
+file of 2 MB for a megapixel took 0.9 GB and 1.5 s that way. The count comes after the transforms, and their
+images are Huffman-coded too. So this file parses the transforms to find where they end. It does not read the
+picture.
 
 Format: RFC 9649, section 3.
 """
@@ -15,23 +16,24 @@ from dataclasses import dataclass
 from embedder.errors import BadImage
 
 MAX_STEPS = 250_000
-"""Of reading all that stands before the picture: pixels, copies of pixels, and the lengths of codes' words.
+"""The limit on steps: pixels, copies of pixels, and code lengths that are read before the picture.
 
-Each may take no bit. libwebp's encoder needed 13 000 at most for photos of 1 to 49 megapixels.
+A step may take no bit, so the size of the file does not bound them. libwebp's encoder needed up to 13 000 for
+photos of 1 to 49 megapixels.
 """
 
 _PREDICTOR, _COLOUR, _SUBTRACT_GREEN, _PALETTE = range(4)
 _LITERALS, _LENGTHS, _DISTANCES = 256, 24, 40
 _LENGTH_ORDER = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-_REPEATS = {16: (2, 3), 17: (3, 3), 18: (7, 11)}  # bits of the count, and what is added to it
+_REPEATS = {16: (2, 3), 17: (3, 3), 18: (7, 11)}  # bits of the count, and the number that is added to it
 _MAX_LENGTH = 15
 _MAX_CACHE_BITS = 11
 
 
-def code_sets(data: bytes, width: int, height: int) -> int:
-    """How many sets of prefix codes a picture of that size has. `data` begins with its transforms.
+def code_groups(data: bytes, width: int, height: int) -> int:
+    """The number of Huffman code groups of a picture of that size. `data` begins with its transforms.
 
-    Raises BadImage where the data end too early, are damaged, or take more than MAX_STEPS to read.
+    Raises BadImage when the data end too early, are damaged, or take more than MAX_STEPS to read.
     """
     reader = _Reader(data)
     seen: set[int] = set()
@@ -45,7 +47,7 @@ def code_sets(data: bytes, width: int, height: int) -> int:
         elif transform == _PALETTE:
             colours = reader.bits(8) + 1
             reader.image(colours, 1)
-            # Indices of few colours are packed, several to a pixel.
+            # When there are few colours, several palette indices are packed into a pixel.
             width = _shifted(width, 3 if colours <= 2 else 2 if colours <= 4 else 1 if colours <= 16 else 0)
     reader.cache_size()
     if not reader.bits(1):
@@ -63,34 +65,34 @@ def _shifted(size: int, bits: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Code:
-    """A prefix code, as a table of what the next bits mean."""
+    """A Huffman code, as a lookup table for the next bits."""
 
     mask: int
-    """Of as many bits as its longest word has."""
+    """As many ones as the longest code word has bits."""
     table: Sequence[tuple[int, int]]
-    """The symbol, and how many of the bits are its word."""
+    """The symbol, and the length of its code word in bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Codes:
-    """A set of prefix codes. What reads with one gives how many bits of the window are used by then."""
+    """A group of Huffman codes. Its methods return how many bits of the window are used after them."""
 
     green: _Code
-    """Also of lengths of copies, and of colours in the cache."""
+    """Also codes the lengths of copies, and the colours in the cache."""
     red: _Code
     blue: _Code
     alpha: _Code
     distance: _Code
 
     def only_pixel(self) -> int | None:
-        """What red and green of each pixel make, if all are the same: each takes no bit then."""
+        """Red and green of each pixel as one number, if all pixels are the same and so take no bit."""
         symbol = self.green.table[0][0]
         if self.green.mask or self.red.mask or self.blue.mask or self.alpha.mask or symbol >= _LITERALS:
             return None
         return self.red.table[0][0] << 8 | symbol
 
     def literal(self, window: int, used: int) -> tuple[int, int]:
-        """The red of a pixel, whose green is read."""
+        """The red of a pixel whose green has been read."""
         red, length = self.red.table[window >> used & self.red.mask]
         used += length
         used += self.blue.table[window >> used & self.blue.mask][1]
@@ -98,13 +100,13 @@ class _Codes:
         return red, used
 
     def copy(self, window: int, used: int, symbol: int) -> tuple[int, int]:
-        """How many pixels are copied, by the symbol of their number, which is read."""
+        """How many pixels are copied, by the symbol for that number, which has been read."""
         copied, extra = _prefixed(symbol, window >> used)
         used += extra
         symbol, length = self.distance.table[window >> used & self.distance.mask]
         used += length
         if symbol > 3:
-            used += symbol - 2 >> 1  # as many as in `_prefixed`; from where it is copied is not asked
+            used += symbol - 2 >> 1  # as many as in `_prefixed`; the distance itself does not matter here
         return copied, used
 
 
@@ -116,7 +118,7 @@ class _Reader:
         self._steps = 0
 
     def bits(self, count: int) -> int:
-        """The next `count`, up to 32, as a number."""
+        """The next `count` bits, up to 32, as a number."""
         window = self._window(8)
         self._position += count
         if self._position > 8 * len(self._data):
@@ -124,18 +126,18 @@ class _Reader:
         return window & ((1 << count) - 1)
 
     def cache_size(self) -> int:
-        """How many symbols stand for colours that were used before."""
+        """The number of symbols for colours in the cache of used colours."""
         if not self.bits(1):
             return 0
         bits = self.bits(4)
-        if not 1 <= bits <= _MAX_CACHE_BITS:  # more would be codes of 32 768 symbols, dear to read
+        if not 1 <= bits <= _MAX_CACHE_BITS:  # 15 bits would be 32 768 symbols, slow to read
             raise BadImage(f"the WEBP is damaged: {bits} bits for its cache of colours")
         return 1 << bits
 
     def image(self, width: int, height: int) -> int:
-        """Reads an image to its end; gives the highest number that red and green of a pixel make.
+        """Reads an image to its end. Returns the largest number that red and green of a pixel make up.
 
-        Where the image says which set of codes each block of pixels has, that names the last set.
+        In the image that assigns a code group to each block of pixels, that is the number of the last group.
         """
         codes = _Codes(
             green=self._code(_LITERALS + _LENGTHS + self.cache_size()),
@@ -150,7 +152,7 @@ class _Reader:
         green, left, highest = codes.green, width * height, 0
         while left > 0:
             self._step()
-            window = self._window(10)  # of a step's four words or less, with what follows them: 73 bits
+            window = self._window(10)  # at most four code words and their extra bits: 73 bits
             symbol, used = green.table[window & green.mask]
             if symbol < _LITERALS:
                 red, used = codes.literal(window, used)
@@ -174,18 +176,18 @@ class _Reader:
             raise BadImage(f"the WEBP takes more than {MAX_STEPS} steps before its picture")
 
     def _window(self, size: int) -> int:
-        """The bits from here on, `size` bytes of them less the bits before; zeros where there are no more."""
+        """The bits from here to the end of `size` bytes, with zeros behind the end of the data."""
         first = self._position >> 3
         return int.from_bytes(self._data[first : first + size], "little") >> (self._position & 7)
 
     def _code(self, symbols: int) -> _Code:
-        """The code that is described next, for that many symbols."""
+        """Reads the description of a code for that many symbols."""
         lengths = [0] * symbols
         if self.bits(1):  # one symbol, or two
             two = self.bits(1)
             first = self.bits(8 if self.bits(1) else 1)
             for symbol in (first, self.bits(8)) if two else (first,):
-                if symbol < symbols:  # a distance may be named that there is not
+                if symbol < symbols:  # an undefined distance may be named
                     lengths[symbol] = 1
             return _code_of(lengths)
         counted = [0] * len(_LENGTH_ORDER)
@@ -216,7 +218,7 @@ class _Reader:
 
 
 def _prefixed(symbol: int, window: int) -> tuple[int, int]:
-    """What `symbol` stands for, from 1 on, with the next bits, and how many of these it takes."""
+    """The number that `symbol` and the next bits stand for, from 1 on, and how many bits these are."""
     if symbol < 4:
         return symbol + 1, 0
     bits = symbol - 2 >> 1
@@ -224,17 +226,18 @@ def _prefixed(symbol: int, window: int) -> tuple[int, int]:
 
 
 def _code_of(lengths: Sequence[int]) -> _Code:
-    """The code whose words have these lengths, 0 for a symbol without one. One that is alone takes no bit."""
+    """The code whose words have these lengths, 0 for a symbol without one. A lone symbol takes no bit."""
     words = sorted((length, symbol) for symbol, length in enumerate(lengths) if length)
     if len(words) == 1:
         return _Code(0, [(words[0][1], 0)])
     if sum(1 << _MAX_LENGTH - length for length, _ in words) != 1 << _MAX_LENGTH:
-        raise _damaged()  # some bits would mean nothing, or two things
+        raise _damaged()  # the code is incomplete or ambiguous
     longest = words[-1][0]
     table = [(0, 0)] * (1 << longest)
     word = 0
     for length, symbol in words:
-        # Words count upwards, and their first bit comes first; tables are looked up by the last bits.
+        # Code words count upwards and start with their highest bit; the table is looked up by the lowest
+        # bits.
         reversed_word = int(f"{word >> longest - length:0{length}b}"[::-1], 2)
         table[reversed_word :: 1 << length] = [(symbol, length)] * (1 << longest - length)
         word += 1 << longest - length
@@ -242,4 +245,4 @@ def _code_of(lengths: Sequence[int]) -> _Code:
 
 
 def _damaged() -> BadImage:
-    return BadImage("the WEBP is damaged: a prefix code is not one")
+    return BadImage("the WEBP is damaged: a Huffman code is incomplete or ambiguous")

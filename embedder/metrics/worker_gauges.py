@@ -1,4 +1,4 @@
-"""What each worker tells of itself once a second: the memory that it takes, and what it has in work.
+"""What each worker says of itself once a second: its resident memory, and what it has in work.
 
 prometheus_client's own metrics of a process do not exist where several processes answer as one, as BentoML's
 workers do: each writes its values to a file of its own, and whoever is asked reads all the files. So each
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from embedder import metrics
+from embedder.metrics.measures import Metrics
 from embedder.runtime.memory import resident_memory_bytes
 
 EVERY_S = 1.0
@@ -24,12 +24,14 @@ class WorkerGauges:
 
     def __init__(
         self,
+        metrics: Metrics,
         *,
         in_flight_images: Callable[[], int],
         in_flight_bytes: Callable[[], int],
         folder: Path | None,
     ) -> None:
         """`folder` has the workers' files; None in a process that is alone."""
+        self._metrics = metrics
         self._in_flight_images = in_flight_images
         self._in_flight_bytes = in_flight_bytes
         self._folder = folder
@@ -37,10 +39,10 @@ class WorkerGauges:
 
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EVERY_S, self.start)
-        metrics.in_flight_images.set(self._in_flight_images())
-        metrics.in_flight_bytes.set(self._in_flight_bytes())
-        with suppress(OSError):  # no descriptor is left, or no /proc: the next time, or never
-            metrics.resident_memory.set(resident_memory_bytes())
+        self._metrics.in_flight_images.set(self._in_flight_images())
+        self._metrics.in_flight_bytes.set(self._in_flight_bytes())
+        with suppress(OSError):  # no descriptor is left: the next time
+            self._metrics.resident_memory.set(resident_memory_bytes())
         if self._folder is not None:
             forget_ended_workers(self._folder)
 
@@ -49,9 +51,9 @@ class WorkerGauges:
 
 
 def forget_ended_workers(folder: Path) -> None:
-    """Take away the gauges of workers that are no more.
+    """Remove the gauges of workers that have ended.
 
-    A worker that was killed leaves its file, and what it had in work then would be counted for ever.
+    A worker that was killed leaves its file, and what it had in work would be counted without end.
     """
     for file in folder.glob("gauge_live*_*.db"):
         if not _runs(int(file.stem.rpartition("_")[2])):

@@ -1,44 +1,34 @@
-"""BentoML's batcher without its waiting. Reaches into BentoML, and checks that it finds there what it knows.
+"""Batches that wait for nothing but a free core.
 
-BentoML holds a request back in the hope of company, for about as long as recent batches waited: after a
-burst of 64 a lone request took 222 ms instead of 19, ten seconds later still 236. Here nothing is held back:
-what is queued goes to the model as soon as the model is free. Under load the queue fills while a batch is
-computed, and that alone makes the next batch larger; a lone request goes at once.
+BentoML's own batcher holds a request back in the hope of company, for about as long as recent batches waited:
+after a burst of 64 a lone request took 222 ms instead of 19, ten seconds later still 236. Here what is queued
+goes to the model as soon as a core is free. Under load the queue fills while a batch is computed, and that
+alone makes the next batch larger; a lone request goes at once.
 
-    request ─► queue of its route ─┐
-    request ─► queue of its route ─┴─► lane: a batch for each free core, who waited longest first ─► model
+    request ─► queue ─┐
+    request ─► queue ─┴─► lane: a batch for each free core, the longest wait first ─► model
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from _bentoml_impl.server import app as bentoml_app
-from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
 
-from embedder import metrics
-from embedder.runtime.cpu import Cores
+from embedder.errors import Draining, Overloaded
+from embedder.metrics.measures import Metrics
+from embedder.runtime.cores import Cores
 
-logger = logging.getLogger(__name__)
-
-Array = NDArray[Any]  # Any: the batcher does not care what the rows are
-Infer = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
+Array: TypeAlias = NDArray[Any]  # Any: the batcher does not care what the rows are
+Infer: TypeAlias = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
 """Some requests' rows → as many results, with as many rows."""
-
-# What BentoML's application makes its batchers with, and so what this file relies on.
-_OPTIONS = {"max_latency_in_ms", "max_batch_size", "fallback", "get_batch_size", "batch_dim"}
 
 
 @dataclass(eq=False)
@@ -72,10 +62,11 @@ class _Part:
 
 
 class Lane:
-    """The way to the model: a batch for each free core, whichever route it is from."""
+    """The way to the model: a batch for each free core, whichever queue it is from."""
 
-    def __init__(self, cores: Cores) -> None:
+    def __init__(self, cores: Cores, metrics: Metrics) -> None:
         self._cores = cores
+        self.metrics = metrics
         self._batchers: list[Batcher] = []
         self._batches: set[asyncio.Task[None]] = set()
 
@@ -84,14 +75,14 @@ class Lane:
 
     def dispatch(self) -> None:
         """Send batches for as long as a core is free and anything waits."""
-        while free := self._cores.free():
-            waiting = [batcher for batcher in self._batchers if batcher.waiting_since_s() is not None]
-            if not waiting:
-                return
+        while waiting := [batcher for batcher in self._batchers if batcher.waiting_since_s() is not None]:
             batcher = min(waiting, key=lambda batcher: batcher.waiting_since_s() or 0.0)
-            batch = asyncio.get_running_loop().create_task(batcher.run(batcher.take(cores=free)))
+            cores = self._cores.take(up_to=batcher.waiting_rows())
+            if not cores:
+                return
+            batch = asyncio.get_running_loop().create_task(batcher.run(batcher.take(cores=cores)))
+            self._cores.give_back(cores - 1)
             self._batches.add(batch)
-            self._cores.take()
             batch.add_done_callback(self._done)
 
     def _done(self, batch: asyncio.Task[None]) -> None:
@@ -101,22 +92,25 @@ class Lane:
 
 
 class Batcher:
-    """One route's queue. Called by BentoML's application in place of its `CorkDispatcher`.
+    """One queue. It is bounded by the pipeline: a request's images hold their places until it is answered.
 
-    The queue is bounded by the intake: a request's images hold their places in work until it is answered.
     A request that was given up, by its client or by its timeout, is not computed.
     """
 
-    def __init__(self, lane: Lane, *, max_batch_size: int, max_latency_in_ms: int, **_: object) -> None:
+    def __init__(self, lane: Lane, *, max_batch_size: int, max_latency_s: float) -> None:
+        """A request that waits for longer than `max_latency_s` gets Overloaded."""
         self._lane = lane
         self._max_batch_size = max_batch_size
-        self._max_latency_s = max_latency_in_ms / 1000
+        self._max_latency_s = max_latency_s
         self._queue: deque[_Job] = deque()
         self._infer: Infer
         lane.join(self)
 
     def __call__(self, infer: Infer) -> Callable[[Array], Awaitable[Array]]:
-        """BentoML asks for a function of one request's rows; `infer` is the same at each call."""
+        """A function of one request's rows; `infer` must be the same at each call.
+
+        The function raises Overloaded, or what `infer` raised for the whole batch.
+        """
         self._infer = infer
         return self._submit
 
@@ -136,26 +130,26 @@ class Batcher:
                 self._queue.popleft()
             elif perf_counter() - job.enqueued_s > self._max_latency_s:
                 self._queue.popleft()
-                job.result.set_exception(
-                    ServiceUnavailable(f"waited {self._max_latency_s:g} s for the model")
-                )
+                job.result.set_exception(Overloaded(f"waited {self._max_latency_s:g} s for the model"))
             else:
                 return job.enqueued_s
         return None
 
-    def take(self, *, cores: int) -> list[_Part]:
-        """What goes in the next batch, oldest first: at most `max_batch_size` rows.
+    def waiting_rows(self) -> int:
+        """How many are to be computed, with those of requests that were given up meanwhile."""
+        return sum(len(job.rows) - job.taken for job in self._queue)
 
-        And no more than leaves as many for each other one of the free `cores`: an image takes as long in a
-        small batch as in a large one.
+    def take(self, *, cores: int) -> list[_Part]:
+        """The next batch, oldest rows first: at most `max_batch_size`.
+
+        What waits is split evenly over the free `cores`: an image takes as long in any batch.
         """
-        waiting = sum(len(job.rows) - job.taken for job in self._queue) if cores > 1 else self._max_batch_size
-        room = min(self._max_batch_size, math.ceil(waiting / cores))
+        room = min(self._max_batch_size, math.ceil(self.waiting_rows() / cores))
         batch = []
         while room and self.waiting_since_s() is not None:
             job = self._queue[0]
             part = _Part(job, job.taken, job.rows[job.taken : job.taken + room])
-            metrics.queue_stage.observe(perf_counter() - job.enqueued_s)
+            self._lane.metrics.queue_stage.observe(perf_counter() - job.enqueued_s)
             batch.append(part)
             job.taken += len(part.rows)
             room -= len(part.rows)
@@ -164,38 +158,21 @@ class Batcher:
         return batch
 
     async def run(self, batch: Sequence[_Part]) -> None:
-        """Run `batch` and hand the results to who waits for them."""
-        metrics.batch_size.observe(sum(len(part.rows) for part in batch))
+        """Run `batch` and hand out the results."""
+        self._lane.metrics.batch_size.observe(sum(len(part.rows) for part in batch))
         try:
-            with metrics.encode_stage.time():
+            with self._lane.metrics.encode_stage.time():
                 results = await self._infer([part.rows for part in batch])
             finished = list(zip(batch, results, strict=True))
-        except Exception as exc:
-            # Joining a batch takes memory beside what its images take: too little is no bug.
-            lacking = isinstance(exc, MemoryError)
-            failure = ServiceUnavailable("there is no memory for the batch now") if lacking else exc
+        except (Exception, asyncio.CancelledError) as exc:
+            failure: BaseException = exc
+            if isinstance(exc, MemoryError):  # joining a batch takes memory beside its images': no bug
+                failure = Overloaded("there is no memory for the batch now")
+            elif isinstance(exc, asyncio.CancelledError):  # the threads that compute are shut down
+                failure = Draining()
             for part in batch:
                 if not part.job.result.done():
                     part.job.result.set_exception(failure)
             return
         for part, result in finished:
             part.job.finish(part.first, result)
-
-
-@contextmanager
-def eager_batching(cores: Cores) -> Iterator[None]:
-    """While this lasts, BentoML's application is made with our batchers, which run on `cores`.
-
-    Where BentoML makes its own in another way than we know, they stay, with a warning.
-    """
-    stock = getattr(bentoml_app, "CorkDispatcher", None)
-    known = set(inspect.signature(stock.__init__).parameters) if stock is not None else set()
-    if not known >= _OPTIONS:
-        logger.warning("this BentoML batches in a way that is not known here: its own batcher waits")
-        yield
-        return
-    bentoml_app.CorkDispatcher = partial(Batcher, Lane(cores))
-    try:
-        yield
-    finally:
-        bentoml_app.CorkDispatcher = stock

@@ -12,6 +12,8 @@ import bentoml
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
 from bentoml.models import BentoModel
 
+from embedder.model.spec import ModelSpec, SpecError
+
 ALLOW_UNTRAINED = "ALLOW_UNTRAINED"
 """Environment variable: 1 lets `bentoml build` pack a model that has learnt nothing."""
 
@@ -19,20 +21,20 @@ ALLOW_UNTRAINED = "ALLOW_UNTRAINED"
 class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships no types
     """A reference to a model by tag, `resnet18:latest` for example.
 
-    What it refers to is looked up when it is used. In a built Bento that is the version it was built with.
+    The store is asked when the model is used. A built Bento has the version that it was built with.
     """
 
     def resolve(self, *_: object, **__: object) -> bentoml.Model:
         """The stored model; the same one for the life of this process, whatever is saved meanwhile.
 
-        Raises BentoMLException, in a sentence that says how to make one.
+        Raises BentoMLException, in one sentence that says how to make a model.
         """
         return _stored(str(self.tag))
 
     def to_info(self, alias: str | None = None) -> Any:  # Any: BentoML's own record, untyped
         """What `bentoml build` writes into the Bento. Refuses weights that have learnt nothing."""
         model = self.resolve()
-        if not model.info.metadata["trained"] and os.environ.get(ALLOW_UNTRAINED) != "1":
+        if not model.info.metadata.get("trained") and os.environ.get(ALLOW_UNTRAINED) != "1":
             raise InvalidArgument(
                 f"{model.tag} holds untrained weights, whose embeddings mean little; save trained ones "
                 "(python scripts/save_model.py --weights imagenet) "
@@ -40,51 +42,43 @@ class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships n
             )
         return super().to_info(alias or str(self.tag))
 
-    def onnx_file(self, precision: str) -> Path:
-        """The network's file. Raises BentoMLException when the model was saved without that precision."""
-        return Path(self.resolve().path_of(self._saved(precision)["file"]))
+    def spec(self, precision: str) -> ModelSpec:
+        """What depends on the network. Raises BentoMLException for a model that this code can't serve."""
+        model = self.resolve()
+        try:
+            return ModelSpec.from_metadata(str(model.tag), model.info.metadata, precision=precision)
+        except SpecError as error:
+            raise self.unusable(str(error)) from None
+
+    def file(self, precision: str) -> Path:
+        """The network's file. Raises BentoMLException for a model that this code can't serve."""
+        return Path(self.resolve().path_of(self.spec(precision).file))
 
     def check_file(self, precision: str) -> None:
         """Raises BentoMLException when the network's file is not, byte for byte, the one that was saved.
 
         A flipped bit in its weights would only show in the embeddings.
         """
-        file = self.onnx_file(precision)
+        file = self.file(precision)
         try:
             found = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
             raise self.unusable(f"{file} can't be read: {error.strerror}") from None
-        if found != self._saved(precision).get("sha256", found):  # there was none at first
+        if found != (self.spec(precision).file_sha256 or found):
             raise self.unusable(f"{file} is damaged: it is not what was saved")
 
     def unusable(self, reason: str) -> BentoMLException:
         """What to raise when it can't be served for a `reason`."""
-        return BentoMLException(
-            f"{self.resolve().tag} can't be served: {reason}; save it again: python scripts/save_model.py"
-        )
-
-    def _saved(self, precision: str) -> dict[str, Any]:  # Any: JSON
-        """What the metadata say of the network in that precision."""
-        model = self.resolve()
-        metadata: dict[str, Any] = dict(model.info.metadata)  # Any: JSON
-        precisions: dict[str, dict[str, Any]] = metadata["precisions"]  # Any: JSON
-        if precision not in precisions:
-            raise BentoMLException(
-                f"{model.tag} was saved in {', '.join(precisions)}, not in {precision}; "
-                f"save it again: python scripts/save_model.py --precision {precision}"
-            )
-        return precisions[precision]
+        hint = "" if "save it again" in reason else "; save it again: python scripts/save_model.py"
+        return BentoMLException(f"{self.resolve().tag} can't be served: {reason}{hint}")
 
 
 @cache
 def _stored(tag: str) -> bentoml.Model:
     try:
-        # Unlike a lookup in the store itself, this one knows what "latest" was when a Bento was built.
-        model = bentoml.models.get(tag)
+        # Unlike a look-up in the store itself, this one knows what "latest" was when a Bento was built.
+        return bentoml.models.get(tag)
     except NotFound:
         raise BentoMLException(
             f"there is no model {tag} in BentoML's model store; make it: python scripts/save_model.py"
         ) from None
-    if model.info.metadata.get("architecture") != "resnet18":
-        raise BentoMLException(f"{model.tag} was not saved by scripts/save_model.py and can't be served")
-    return model

@@ -1,27 +1,25 @@
-"""Threads that compute: they are there before they are needed, and give way to the event loop."""
+"""Threads that compute: all of them started before there is work, and less urgent than the event loop."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Barrier
 
-# Of a thread that computes. Where more of them than cores want to run, the event loop would get a core as
-# seldom as each of them: what takes it 20 ms, as the metrics do, took up to 200.
 NICENESS = 5
+"""Of a thread that computes. Without it the event loop competes as an equal: `/metrics` took 200 ms instead of 20."""
 
 
 def started_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of `count` threads, all of which run, and give way to the thread that starts them.
+    """A pool of `count` threads that run already. What one of them starts, as a library may, is as nice as it is.
 
-    A pool by itself starts them when there is work for them. Where no memory is left for a thread, that
-    fails, or waits for ever for one that came to nothing: and it is the event loop that waits.
+    A pool by itself starts a thread when there is work for it, from the event loop. Without memory for its first
+    steps that thread ends, and whoever started it waits for it without end.
 
-    Raises RuntimeError when they can't be started now.
+    Raises RuntimeError when the threads can't be started now.
     """
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_give_way)
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_be_nice)
     all_run = Barrier(count + 1)
     try:
         for _ in range(count):
@@ -34,20 +32,8 @@ def started_threads(count: int, name: str) -> ThreadPoolExecutor:
     return pool
 
 
-@contextmanager
-def new_threads_give_way() -> Iterator[None]:
-    """Whatever threads a library starts while this lasts give way to others."""
-    before = _threads()
-    yield
-    for thread in _threads() - before:
-        _give_way(thread)
-
-
-def _threads() -> set[int]:
-    return {int(task) for task in os.listdir("/proc/self/task")}
-
-
-def _give_way(thread: int = 0) -> None:
-    """To Linux each thread has a niceness of its own; 0 is the one that calls."""
+def _be_nice() -> None:
     with suppress(OSError):  # where that is forbidden, nothing is lost but this
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        os.setpriority(
+            os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        )  # 0: of this thread only

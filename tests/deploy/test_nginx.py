@@ -1,4 +1,4 @@
-"""`deploy/nginx.conf`: what nginx lets through to the service, what it keeps from it, and what it says."""
+"""`deploy/nginx.conf`: what nginx passes on to the service, what it refuses, and with which answers."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ import http.client
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 
 from embedder.errors import BodyTooLarge, NotFound, Overloaded
-from embedder.http.bentoml_io import BODY_TIMEOUT_S
-from embedder.settings import KNOBS
+from embedder.settings import ROWS, Settings
 from tests.answers import Held, hang, with_length
+from tests.deploy.deadlines import deadlines_s
 from tests.deploy.proxy import CONFIGURATION, NGINX, Proxy, replaced
 from tests.origin import Origin
 from tests.pictures import data_url
-from tests.server import ROOT, Server, assert_error, free_port, until
+from tests.server import Server, assert_error, free_port, until
 
 pytestmark = pytest.mark.skipif(
     NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx-light)"
 )
 
-MAX_BODY_BYTES = 32_000_000
+MAX_BODY_BYTES = Settings().max_body_bytes
 DEADLINE_S = 2
 DEADLINES = {"client_header_timeout": f"{DEADLINE_S}s", "client_body_timeout": f"{DEADLINE_S}s"}
 
@@ -58,13 +57,9 @@ def recording(tmp_path: Path, upstream: Origin) -> Iterator[Proxy]:
 # The file
 
 
-def test_nginx_takes_the_file_without_a_warning(tmp_path: Path) -> None:
-    said = Proxy(tmp_path, "127.0.0.1:8000").check()
-    assert "warn" not in said
-
-
-def test_nginx_takes_what_is_commented_out_too(tmp_path: Path) -> None:
+def test_nginx_takes_the_file_without_a_warning_and_what_is_commented_out_too(tmp_path: Path) -> None:
     proxy = Proxy(tmp_path, "127.0.0.1:8000")
+    assert "warn" not in proxy.check()
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
     files: list[str | Path] = ["-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
     subprocess.run([*command, *files], check=True, capture_output=True)
@@ -72,25 +67,19 @@ def test_nginx_takes_what_is_commented_out_too(tmp_path: Path) -> None:
     text = re.sub(r"^( *)#(?=\S)", r"\1", proxy.configuration.read_text(), flags=re.MULTILINE)
     text = text.replace("/etc/nginx/tls", str(tmp_path))
     text = replaced(text, rf"^listen {proxy.port} default_server;", "")
-    text = replaced(text, r"^ *listen 443 ", f"listen {free_port()} ")
-    text = replaced(text, r"^ *listen 80 ", f"listen {free_port()} ")
+    for port in (443, 80):
+        text = replaced(text, rf"^ *listen {port} ", f"listen {free_port()} ")
     proxy.configuration.write_text(text)
     assert "warn" not in proxy.check()
 
 
 def test_its_numbers_fit_the_services() -> None:
     text = CONFIGURATION.read_text()
-    assert int(KNOBS["max_body_bytes"].default) == MAX_BODY_BYTES
     assert re.findall(r"client_max_body_size +(\d+);", text) == [str(MAX_BODY_BYTES), "1"]
-    (grace_s,) = re.findall(
-        r"^REQUEST_TIMEOUT_S = BODY_TIMEOUT_S \+ settings.fetch_timeout_s \+ (\d+)$",
-        (ROOT / "service.py").read_text(),
-        re.MULTILINE,
-    )
-    longest_fetch_s = 40
-    assert f"{longest_fetch_s}" in KNOBS["fetch_timeout_s"].takes
     (read_timeout_s,) = re.findall(r"proxy_read_timeout +(\d+)s;", text)
-    assert int(read_timeout_s) > BODY_TIMEOUT_S + longest_fetch_s + int(grace_s)
+    *_, longest_fetch_s = ROWS["EMBEDDER_FETCH_TIMEOUT_S"].kind.takes.split()
+    request_s, _ = deadlines_s(EMBEDDER_FETCH_TIMEOUT_S=longest_fetch_s)
+    assert int(read_timeout_s) > request_s
 
 
 # What passes
@@ -107,39 +96,34 @@ def test_an_image_gets_the_vector_that_the_service_gives(
         assert answer.headers["X-Embedding-Model"] == direct.headers["X-Embedding-Model"]
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/info", "/docs", "/docs.json", "/"])
-def test_what_is_asked_for_with_get_is_the_services(proxy: Proxy, server: Server, path: str) -> None:
-    answer, direct = requests.get(proxy.url + path), server.get(path)
-    assert (answer.status_code, answer.content) == (direct.status_code, direct.content)
-    assert answer.headers["Server"] == "nginx"
-
-
-ERRORS: dict[str, tuple[str, str, dict[str, object]]] = {
-    "no JSON": ("POST", "/embed", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+UNCHANGED: dict[str, tuple[str, str, dict[str, object]]] = {
+    "not JSON": ("POST", "/embed", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
     "no such type": ("POST", "/embed", {"data": b"x", "headers": {"Content-Type": "text/plain"}}),
-    "an address inside": ("POST", "/embed", {"json": {"url": "http://[::1]/"}}),
     "an origin that fails": ("POST", "/embed", {"json": {"url": "http://127.0.0.1:443/"}}),
-    "no image": ("POST", "/embed", {"json": {"url": "data:;base64,AAAA"}}),
     "no such route": ("POST", "/nothing", {"json": {}}),
     "no such method": ("DELETE", "/embed", {}),
+    **{
+        path: ("GET", path, {})
+        for path in ("/health", "/livez", "/readyz", "/info", "/docs", "/docs.json", "/")
+    },
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
-def test_the_services_errors_pass_unchanged(proxy: Proxy, server: Server, case: str) -> None:
-    method, path, options = ERRORS[case]
+@pytest.mark.parametrize("case", UNCHANGED)
+def test_the_services_answers_pass_unchanged(proxy: Proxy, server: Server, case: str) -> None:
+    method, path, options = UNCHANGED[case]
     direct, answer = (
         requests.request(method, url + path, **options)  # type: ignore[arg-type]
         for url in (server.url, proxy.url)
     )
-    assert direct.status_code >= 400
     assert (answer.status_code, answer.content) == (direct.status_code, direct.content)
     for header in ("Content-Type", "Allow"):
         assert answer.headers.get(header) == direct.headers.get(header)
+    assert answer.headers["Server"] == "nginx"
 
 
 @pytest.mark.parametrize(("status", "retry_after"), [(429, "1"), (503, "2"), (500, None)])
-def test_an_error_that_says_when_to_come_back_still_does(
+def test_an_error_keeps_its_retry_after(
     recording: Proxy, upstream: Origin, status: int, retry_after: str | None
 ) -> None:
     headers = {"Content-Type": "application/json"} | ({"Retry-After": retry_after} if retry_after else {})
@@ -151,51 +135,23 @@ def test_an_error_that_says_when_to_come_back_still_does(
 
 def test_a_body_at_the_limit_passes_and_one_byte_more_does_not(proxy: Proxy, server: Server) -> None:
     body = b'{"url": "ftp://x"}'.ljust(MAX_BODY_BYTES)
-    headers = {"Content-Type": "application/json"}
-    answer = requests.post(f"{proxy.url}/embed", data=body, headers=headers)
-    assert_error(answer, 422, "url_not_allowed")
-    answer = post_with_early_answer(proxy, [body, b" "], chunked=False)
-    assert_error(answer, 413, "body_too_large")
-    assert answer.json()["error"] == str(BodyTooLarge(limit_bytes=MAX_BODY_BYTES))
-    assert_error(post_with_early_answer(proxy, [body, b" "], chunked=True), 413, "body_too_large")
-    # The service itself draws the line there, too.
-    direct = requests.post(f"{server.url}/embed", data=body, headers=headers)
-    assert_error(direct, 422, "url_not_allowed")
-
-
-def post_with_early_answer(proxy: Proxy, parts: list[bytes], *, chunked: bool) -> requests.Response:
-    """What is answered to a body of which the rest may not be wanted any more."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=30)
-    connection.putrequest("POST", "/embed")
-    connection.putheader("Content-Type", "application/json")
-    if chunked:
-        connection.putheader("Transfer-Encoding", "chunked")
-    else:
-        connection.putheader("Content-Length", str(sum(map(len, parts))))
-    connection.endheaders()
-    try:
-        for part in parts:
-            connection.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
-    except OSError:
-        pass  # it has answered and is not listening any more
-    raw = connection.getresponse()
-    answer = requests.Response()
-    answer.status_code = raw.status
-    answer.headers.update(raw.getheaders())
-    answer._content = raw.read()
-    connection.close()
-    return answer
+    for url in (proxy.url, server.url):  # the service itself draws the line there, too
+        answer = requests.post(f"{url}/embed", data=body, headers={"Content-Type": "application/json"})
+        assert_error(answer, 422, "url_not_allowed")
+    size = len(body) + 1
+    for sent in (
+        POST + b"Content-Length: %d\r\n\r\n%b " % (size, body),
+        POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b \r\n0\r\n\r\n" % (size, body),
+    ):
+        (answer,) = exchange(proxy, sent)
+        assert_error(answer, 413, "body_too_large")
+        assert answer.json()["error"] == str(BodyTooLarge(limit_bytes=MAX_BODY_BYTES))
 
 
 def test_what_a_client_says_of_itself_is_not_passed_on(recording: Proxy, upstream: Origin) -> None:
     upstream.serve("/info", b"{}")
-    forged = {
-        "X-Forwarded-For": "203.0.113.7",
-        "X-Forwarded-Proto": "https",
-        "X-Forwarded-Host": "elsewhere",
-        "X-Real-IP": "203.0.113.7",
-        "Forwarded": "for=203.0.113.7",
-    }
+    forged = {f"X-Forwarded-{name}": "203.0.113.7" for name in ("For", "Proto", "Host")}
+    forged |= {"X-Real-IP": "203.0.113.7", "Forwarded": "for=203.0.113.7"}
     requests.get(f"{recording.url}/info", headers={**forged, "X-API-Key": "kept", "Host": "name:81"})
     sent = upstream.requests[0].headers
     assert (sent["x-forwarded-for"], sent["x-forwarded-proto"]) == ("127.0.0.1", "http")
@@ -215,58 +171,37 @@ def test_the_access_log_has_paths_and_no_query_strings(proxy: Proxy) -> None:
 
 # What does not pass
 
-METRICS = (
-    *("/metrics", "/metrics/", "/metrics?x", "/%6detrics", "/metrics%2f", "//metrics", "/./metrics"),
-    *("/x/../metrics", "/metrics#x", "/metrics/../metrics", "/metrics%3fx", "/METRICS", "/metrics;x"),
-    *("http://127.0.0.1/metrics", "/%2e/metrics", "/metrics%00", "/%2fmetrics"),
-)
+METRICS = """
+    /metrics /metrics/ /metrics?x /%6detrics /metrics%2f //metrics /./metrics /x/../metrics /metrics/../metrics
+    /METRICS /metrics;x http://127.0.0.1/metrics /%2fmetrics
+"""
 
 
-@pytest.mark.parametrize("target", METRICS)
-def test_metrics_are_not_there_for_those_outside(proxy: Proxy, server: Server, target: str) -> None:
+@pytest.mark.parametrize("target", METRICS.split())
+def test_metrics_are_not_there_for_clients(proxy: Proxy, server: Server, target: str) -> None:
     assert "# HELP" in server.get("/metrics").text
-    with proxy.connect() as connection:
-        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    assert b"# HELP" not in body
-    assert int(head.split()[1]) in (400, 404)
+    (answer,) = exchange(proxy, f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert "# HELP" not in answer.text
+    assert answer.status_code in (400, 404)
 
 
-def test_metrics_look_like_a_route_that_is_not_there(proxy: Proxy) -> None:
-    answer = requests.get(f"{proxy.url}/metrics")
-    assert_error(answer, 404, "not_found")
-    assert answer.json() == requests.get(f"{proxy.url}/nothing").json()
-    assert answer.json()["error"] == str(NotFound())
-
-
-@pytest.mark.parametrize("name", re.findall(r"location = (/proxy-error/\S+)", CONFIGURATION.read_text()))
-def test_the_errors_own_places_are_not_there_for_those_outside(proxy: Proxy, name: str) -> None:
-    assert_error(requests.get(proxy.url + name), 404, "not_found")
+def test_metrics_and_the_errors_own_places_look_like_routes_that_are_not_there(proxy: Proxy) -> None:
+    for path in ("/metrics", *re.findall(r"location = (/proxy-error/\S+)", CONFIGURATION.read_text())):
+        answer = requests.get(proxy.url + path)
+        assert_error(answer, 404, "not_found")
+        assert answer.json()["error"] == str(NotFound())
 
 
 REFUSED = {
-    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "invalid_request"),
+    "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "invalid_request"),
     "no host": (b"GET /info HTTP/1.1\r\n\r\n", 400, "invalid_request"),
-    "HTTP 3": (b"GET /info HTTP/3.0\r\nHost: x\r\n\r\n", 400, "invalid_request"),
     "long URL": (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9000), 400, "invalid_request"),
     "long header": (b"GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"x" * 9000), 400, "invalid_request"),
-    "many headers": (
-        b"GET / HTTP/1.1\r\nHost: x\r\n%b\r\n" % (b"X: %b\r\n" % (b"x" * 1000) * 40),
-        *(400, "invalid_request"),
-    ),
-    "no such method": (
-        b"TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        *(405, "method_not_allowed"),
-    ),
-    "large body": (
-        b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n",
-        *(413, "body_too_large"),
-    ),
+    "no such method": (b"TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "method_not_allowed"),
     "body for health": (
-        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n",
-        *(413, "body_too_large"),
+        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", 413, "body_too_large"
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -276,21 +211,18 @@ def test_what_nginx_refuses_itself_has_the_form_of_all_errors(proxy: Proxy, case
     assert_error(answer, status, code)
 
 
-def test_a_service_that_is_down_is_said_in_the_form_of_all_errors(tmp_path: Path) -> None:
+def test_a_service_that_is_down_or_hangs_gives_an_error_of_the_same_form(
+    tmp_path: Path, upstream: Origin
+) -> None:
+    upstream.raw("/info", hang)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses, and nobody else can take it
-        with Proxy(tmp_path, f"127.0.0.1:{closed.getsockname()[1]}") as proxy:
-            answer = requests.post(f"{proxy.url}/embed", json={"url": "ftp://x"})
-    assert_error(answer, 502, "unavailable")
-    assert int(answer.headers["Retry-After"]) > 0
-
-
-def test_a_service_that_hangs_is_said_in_the_form_of_all_errors(tmp_path: Path, upstream: Origin) -> None:
-    upstream.raw("/info", hang)
-    with Proxy(tmp_path, f"127.0.0.1:{upstream.port}", proxy_read_timeout="1s") as proxy:
-        answer = requests.get(f"{proxy.url}/info")
-    assert_error(answer, 504, "unavailable")
-    assert int(answer.headers["Retry-After"]) > 0
+        for port, status in ((closed.getsockname()[1], 502), (upstream.port, 504)):
+            (tmp_path / str(status)).mkdir()
+            with Proxy(tmp_path / str(status), f"127.0.0.1:{port}", proxy_read_timeout="1s") as proxy:
+                answer = requests.get(f"{proxy.url}/info")
+            assert_error(answer, status, "unavailable")
+            assert int(answer.headers["Retry-After"]) > 0
 
 
 # Several services
@@ -338,14 +270,10 @@ def test_a_slow_body_does_not_reach_the_service_and_one_that_stops_is_closed(
 ) -> None:
     before = served(server, "/embed")
     with proxy.connect() as connection:
-        connection.sendall(
-            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-        )
-        begun_s = time.monotonic()
-        while time.monotonic() < begun_s + 1.5 * DEADLINE_S:
+        connection.sendall(POST + b"Content-Length: 99\r\n\r\n")
+        for _ in range(5):  # slowly, but with no pause as long as a deadline
             assert not is_closed(connection, send=b" ")
             assert in_progress(server, "/embed") == 0
-            time.sleep(0.1)
         assert requests.post(f"{proxy.url}/embed", json={"url": "ftp://x"}).status_code == 422
         until(lambda: is_closed(connection))
     assert served(server, "/embed") == before + 1
@@ -390,37 +318,19 @@ SECOND = b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 AMBIGUOUS = {
     "length and chunks": POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
-    "chunks and length": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n" + SECOND,
     "two lengths": POST + b"Content-Length: 2\r\nContent-Length: 40\r\n\r\n{}" + SECOND,
-    "two lengths in one": POST + b"Content-Length: 2, 40\r\n\r\n{}" + SECOND,
     "length with a sign": POST + b"Content-Length: +2\r\n\r\n{}" + SECOND,
-    "hexadecimal length": POST + b"Content-Length: 0x2\r\n\r\n{}" + SECOND,
-    "negative length": POST + b"Content-Length: -2\r\n\r\n{}" + SECOND,
-    "length with a blank": POST + b"Content-Length : 2\r\n\r\n{}" + SECOND,
     "chunked twice": POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + SECOND,
-    "two codings": POST + b"Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
     "unknown coding": POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + SECOND,
-    "coding with a tab": POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n" + SECOND,
-    "coding before a blank": POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SECOND,
     "folded header": POST + b"X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}" + SECOND,
-    "folded coding": POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + SECOND,
     "bare carriage return": POST + b"X: a\rContent-Length: 40\r\nContent-Length: 2\r\n\r\n{}" + SECOND,
-    "null in a header": POST + b"X: \0\r\nContent-Length: 2\r\n\r\n{}" + SECOND,
-    "too large a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}" + SECOND,
-    "chunk size with a sign": POST + b"Transfer-Encoding: chunked\r\n\r\n+2\r\n{}\r\n0\r\n\r\n" + SECOND,
     "chunk that is longer": POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n" + SECOND,
-    "blank in the target": b"GET /info HTTP/1.1 x HTTP/1.1\r\nHost: x\r\n\r\n" + SECOND,
     "two hosts": b"GET /info HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n" + SECOND,
 }
 PASSED = {
-    "bare line feeds after chunk sizes": POST + b"Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
-    "bare line feeds everywhere": POST.replace(b"\r", b"") + b"Content-Length: 2\n\n{}",
-    "chunk extension": POST + b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\n\r\n",
+    "bare line feeds": POST.replace(b"\r", b"") + b"Content-Length: 2\n\n{}",
     "trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nContent-Length: 40\r\n\r\n",
     "a second request as a body": POST + b"Content-Length: %d\r\n\r\n" % len(SECOND) + SECOND,
-    "a second request in a chunk": (
-        POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SECOND), SECOND)
-    ),
     "length by underscore": POST + b"Content_Length: 40\r\nContent-Length: 2\r\n\r\n{}",
 }
 
@@ -445,30 +355,16 @@ def test_a_request_that_looks_like_two_is_served_as_one(proxy: Proxy, server: Se
     assert served(server, "/info") == info
 
 
-def test_two_requests_in_one_go_get_two_answers_in_order(proxy: Proxy, server: Server) -> None:
-    before = served(server)
-    first, second, last = exchange(proxy, POST + b"Content-Length: 2\r\n\r\n{}" + SECOND + LAST)
-    assert_error(first, 400, "invalid_request")
-    assert second.json()["dimension"] == 512
-    assert last.json() == {"status": "healthy"}
-    assert served(server) == before + 3
-
-
 def exchange(proxy: Proxy, sent: bytes) -> list[requests.Response]:
     """Every answer to what is sent on a connection of its own, until nginx closes that."""
     with proxy.connect() as connection:
-        connection.sendall(sent)
-        return parsed(read_all(connection))
-
-
-def read_all(connection: socket.socket) -> bytes:
-    data = bytearray()
-    try:
-        while part := connection.recv(65536):
-            data += part
-    except ConnectionResetError:  # closed with something unread: what came before it counts
-        pass
-    return bytes(data)
+        data = bytearray()
+        with suppress(ConnectionError):  # it may have answered before it read all: the answer counts
+            connection.sendall(sent)
+        with suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                data += part
+        return parsed(bytes(data))
 
 
 def parsed(data: bytes) -> list[requests.Response]:
@@ -505,19 +401,10 @@ def is_closed(connection: socket.socket, *, send: bytes = b"") -> bool:
 
 def served(server: Server, endpoint: str | None = None) -> int:
     """How many requests the service has answered."""
-    return int(metric(server, "bentoml_service_request_total", endpoint))
+    of = {"endpoint": endpoint} if endpoint else {}
+    return int(server.metric("bentoml_service_request_total", **of))
 
 
 def in_progress(server: Server, endpoint: str) -> int:
-    """How many it is at."""
-    return int(metric(server, "bentoml_service_request_in_progress", endpoint))
-
-
-def metric(server: Server, name: str, endpoint: str | None) -> float:
-    families = text_string_to_metric_families(server.get("/metrics").text)
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name and endpoint in (None, sample.labels["endpoint"])
-    )
+    """How many requests the service is working on."""
+    return int(server.metric("bentoml_service_request_in_progress", endpoint=endpoint))

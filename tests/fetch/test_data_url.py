@@ -36,155 +36,67 @@ def forgiving_base64(text: str) -> bytes | None:
     return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits) - len(bits) % 8, 8))
 
 
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [
-        ("data:,", True),
-        ("DATA:image/png;base64,", True),
-        ("dAtA:", True),
-        ("data", False),
-        ("", False),
-        (" data:,", False),
-        ("\ndata:,", False),
-        ("http://example.org/data:", False),
-        ("database:x", False),
-    ],
-)
-def test_a_data_url_is_known_by_its_scheme(text: str, is_one: bool) -> None:
-    assert is_data_url(text) is is_one
+def test_a_data_url_is_known_by_its_scheme() -> None:
+    assert is_data_url("data:,")
+    assert is_data_url("dAtA:image/png;base64,")
+    assert not any(map(is_data_url, ("", " data:,", "database:x")))
 
 
 @pytest.mark.parametrize(
     ("payload", "data"),
     [
-        # RFC 4648 section 10
-        ("", b""),
-        ("Zg==", b"f"),
-        ("Zm8=", b"fo"),
-        ("Zm9v", b"foo"),
-        ("Zm9vYg==", b"foob"),
-        ("Zm9vYmE=", b"fooba"),
-        ("Zm9vYmFy", b"foobar"),
+        ("Zm9vYg==", b"foob"), ("", b""), (" \n", b""),  # RFC 4648 section 10
         # forgiven: missing padding, blanks, bits left over
-        ("Zg", b"f"),
-        ("Zm8", b"fo"),
-        ("Zm9vYg", b"foob"),
-        (" Z m\t8\r\n=\f", b"fo"),
-        ("Zm8= \n", b"fo"),
-        ("Zm 8 =", b"fo"),
-        ("Zh==", b"f"),
-        ("Zm9=", b"fo"),
-        # escaped
-        ("Zg%3D%3D", b"f"),
-        ("Zg%3d%3d", b"f"),
-        ("%2B%2F%2b%2f", b"\xfb\xff\xbf"),
-        ("Zm%0D%0A8%3D%20%09", b"fo"),
-        ("+/+/", b"\xfb\xff\xbf"),  # a plus is a plus, not a blank
+        ("Zg", b"f"), ("Zm9vYg", b"foob"), (" Z m\t8\r\n=\f", b"fo"), ("Zh==", b"f"), ("Zm9=", b"fo"),
+        # escaped; a plus is a plus, not a blank
+        ("Zg%3D%3d", b"f"), ("%2B%2F%2b%2f", b"\xfb\xff\xbf"), ("Zm%0D%0A8%3D%20%09", b"fo"), ("+/+/", b"\xfb\xff\xbf"),
     ],
-)
-def test_base64_is_read_as_browsers_do(payload: str, data: bytes) -> None:
+)  # fmt: skip
+@pytest.mark.parametrize("head", [HEAD, "data:;base64,", "DATA:IMAGE/SVG+XML;charset=utf-8;base64;BASE64,"])
+def test_base64_is_read_as_browsers_do_whatever_the_media_type(head: str, payload: str, data: bytes) -> None:
     assert forgiving_base64(payload) in (data, None)  # None where there are escapes: they are undone first
-    assert read(payload) == data
+    assert read_data_url(head + payload, max_bytes=len(data)) == data
 
 
-@pytest.mark.parametrize(
-    "payload", ["Zg=", "Zg===", "Zm8==", "Zm9v=", "Zm9v==", "Zm9v====", "=", "==", "===="]
-)
-def test_more_padding_than_belongs_there_is_refused_as_browsers_do(payload: str) -> None:
-    assert forgiving_base64(payload) is None
-    with pytest.raises(URLNotAllowed, match="base64"):
-        read(payload)
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
+MORE_PADDING_THAN_BELONGS = ["Zg=", "Zg===", "Zm8==", "Zm9v=", "Zm9v====", "=", "====", "Zg==Zg==", "Z=g="]
+NO_BASE64 = [
+    *(
         "A",
-        "AAAAA",
         "AAAA*",
-        "AA*A",
-        "-_-_",
         "AA-A",
         "AA_A",
-        "Zg==Zg==",
-        "=Zg=",
-        "Z=g=",
         "AAA\x0b",
         "AAA\0A",
         "AAAA#fragment",
-        "AAAA?query",
         "AAAA,AAAA",
-        "data:image/png;base64,AAAA",
         "%",
-        "AAA%",
-        "AAA%4",
         "AAA%zz",
-        "AAAA%00",
         "AAAA%80",
-        "AAAA%252B",
-        "%2D%5F%2D%5F",
-    ],
-)
-def test_what_is_not_base64_is_refused(payload: str) -> None:
-    with pytest.raises(URLNotAllowed, match="base64"):
-        read(payload)
+    ),
+    *("AAAA%252B", "%2D%5F%2D%5F"),
+]
 
 
 @pytest.mark.parametrize(
-    "payload", ["é", "AAAAé", "ＡＡＡＡ", "AAAA\u200b", "AAAA\xa0", "AAA\ud800", "AAA😀"], ids=ascii
-)
-def test_a_payload_that_is_not_ascii_is_refused(payload: str) -> None:
-    with pytest.raises(URLNotAllowed, match="ASCII"):
-        read(payload)
-
-
-@pytest.mark.parametrize(
-    "head",
+    ("text", "said"),
     [
-        "data:;base64,",
-        "data:image/png;base64,",
-        "data:image/svg+xml;charset=utf-8;base64,",
-        "data:text/plain;base64,",  # the bytes say what they are
-        "DATA:IMAGE/PNG;BASE64,",
-        "data:image/png;base64;base64,",
-        f"data:{'a' * 63}/{'b' * 63};base64,",
-    ],
-)
-def test_the_media_type_does_not_matter(head: str) -> None:
-    assert read_data_url(head + "Zm9v", max_bytes=3) == b"foo"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "data:",
-        "data:,",
-        "data:,foo",
-        "data:image/png",
-        "data:image/png,Zm9v",
-        "data:image/png;base64",
-        "data:image/png;base64Zm9v",
-        "data:base64,Zm9v",
-        "data:image/png;base64;charset=utf-8,Zm9v",
-        "data:image/png;base32,Zm9v",
-        "data:image/png,;base64,Zm9v",
-        "data:;baſe64,Zm9v",
-        "dataimage/png;base64,Zm9v",
-        " data:;base64,Zm9v",
-        "http://example.org/data:;base64,Zm9v",
-        f"data:{'a' * MB};base64,Zm9v",
-        "data:" + "a;" * MB,
-        "data:" + ";base64" * 200_000,
+        *((HEAD + payload, "not valid base64") for payload in (*MORE_PADDING_THAN_BELONGS, *NO_BASE64)),
+        *((HEAD + payload, "ASCII") for payload in ("AAAAé", "ＡＡＡＡ", "AAAA\u200b", "AAA\ud800")),
+        ("data:;baſe64,Zm9v", "ASCII"),
+        *((text, "must be base64") for text in (
+            "", "data:,foo", "data:image/png;base64", "data:base64,Zm9v", "data:;base64;charset=utf-8,Zm9v",
+            "data:image/png,;base64,Zm9v", "http://example.org/data:;base64,Zm9v",
+            f"data:{'a' * MB};base64,Zm9v", "data:" + ";base64" * 200_000,
+        )),
     ],
     ids=lambda text: ascii(text[:40]),
-)
-def test_what_is_not_a_base64_data_url_is_refused(text: str) -> None:
-    with pytest.raises(URLNotAllowed):
+)  # fmt: skip
+def test_what_is_not_a_base64_data_url_is_refused(text: str, said: str) -> None:
+    with pytest.raises(URLNotAllowed, match=said):
         read_data_url(text, max_bytes=MB)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 1000])
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
 @pytest.mark.parametrize("form", ["padded", "unpadded", "escaped", "blanks"])
 def test_a_payload_of_exactly_the_limit_is_read_and_one_byte_more_is_refused(size: int, form: str) -> None:
     def payload(size: int) -> str:
@@ -202,18 +114,7 @@ def test_a_payload_of_exactly_the_limit_is_read_and_one_byte_more_is_refused(siz
     assert (caught.value.limit_bytes, caught.value.actual_bytes) == (size, size + 1)
 
 
-def test_an_empty_payload_is_no_bytes() -> None:
-    assert read("") == b""
-    assert read(" \n") == b""
-    assert read("", max_bytes=0) == b""
-
-
-def test_a_payload_of_20_megabytes_is_read() -> None:
-    data = os.urandom(20 * MB)
-    assert read(base64.b64encode(data).decode(), max_bytes=len(data)) == data
-
-
-@pytest.mark.parametrize("unit", ["A", "%41", "%2B", "%0A", "%", "%%", " ", "=", ",", "é"], ids=ascii)
+@pytest.mark.parametrize("unit", ["A", "%41", "%0A", "%", " ", "="], ids=ascii)
 def test_memory_stays_within_ten_times_the_text_whatever_it_is_made_of(unit: str) -> None:
     # A body may have 32 MB; a worker must not need gigabytes to find out that it is no image.
     text = HEAD + unit * (300_000 // len(unit))
@@ -228,20 +129,16 @@ def test_memory_stays_within_ten_times_the_text_whatever_it_is_made_of(unit: str
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None, max_examples=300)
-def test_any_bytes_come_back_however_their_base64_is_written(data: bytes) -> None:
+@settings(deadline=None, max_examples=200)
+def test_any_bytes_come_back_however_their_base64_is_written_but_in_the_url_safe_alphabet(
+    data: bytes,
+) -> None:
     text = base64.b64encode(data).decode()
-    assert read(text) == data
-    assert read(text.rstrip("=")) == data
-    assert read(quote(text, safe="")) == data
-    assert read(base64.encodebytes(data).decode()) == data
-
-
-@given(st.binary(min_size=1, max_size=60).filter(lambda data: set(base64.b64encode(data)) & set(b"+/")))
-@settings(deadline=None)
-def test_the_url_safe_alphabet_is_refused(data: bytes) -> None:
-    with pytest.raises(URLNotAllowed):
-        read(base64.urlsafe_b64encode(data).decode())
+    for written in (text, text.rstrip("="), quote(text, safe=""), base64.encodebytes(data).decode()):
+        assert read(written) == data
+    if set(text) & set("+/"):
+        with pytest.raises(URLNotAllowed):
+            read(base64.urlsafe_b64encode(data).decode())
 
 
 @given(st.text("AZaz09+/-_ \t\n\f\r\v.,", max_size=30), st.integers(0, 2))

@@ -1,14 +1,12 @@
-"""What hostile origins can do to the running service: each costs its request, in time, and nothing stays.
+"""What hostile origins can do to the running service: each costs its own request, and nothing stays.
 
-`tests/fetch/test_fetcher.py` has the same answers against the fetcher alone, and asks for every sentence.
+The other tests in this folder have the same answers against the fetcher alone, and ask for every sentence.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +19,6 @@ import requests
 from PIL import Image
 
 from tests.answers import (
-    BAD_CHUNKS,
     BUSYWORK,
     CAT,
     ENDLESS_BODIES,
@@ -31,9 +28,7 @@ from tests.answers import (
     NOT_HTTP,
     OK,
     Flood,
-    chunked,
     hang,
-    reset,
     says,
     with_length,
 )
@@ -42,8 +37,6 @@ from tests.origin import Handler, Origin
 from tests.server import Server, until
 
 FETCH_TIMEOUT_S = 1
-MARGIN_S = 5.0
-"""For both cores being busy with floods."""
 PLACES = 8
 # An answer is on its way a moment before its place is free: two places more than there are clients, and one
 # for a good image beside them.
@@ -52,13 +45,6 @@ CLIENTS = PLACES - 3
 FAILED = frozenset({"fetch_failed"})
 LATE = frozenset({"fetch_timeout"})
 ENDLESS = FAILED | LATE
-STATUS = {
-    "fetch_failed": 424,
-    "fetch_timeout": 424,
-    "image_too_large": 422,
-    "unsupported_format": 422,
-    "bad_image": 422,
-}
 
 
 def redirect(path: str) -> bytes:
@@ -69,9 +55,6 @@ GZIP_BOMB = gzip.compress(bytes(50_000_000), 9)
 
 CASES: dict[str, dict[str, tuple[Handler, frozenset[str]]]] = {
     "not-http": {name: (handler, FAILED) for name, handler in NOT_HTTP.items()},
-    "bad-chunks": {
-        str(number): (says(chunked(CAT), bad, every_s=0.05), FAILED) for number, bad in enumerate(BAD_CHUNKS)
-    },
     "header-floods": {name: (says(head + CAT, then=hang), FAILED) for name, head in HEADER_FLOODS.items()},
     # So many 103 are too many before they are too late.
     "hangs-and-drips": {
@@ -82,35 +65,18 @@ CASES: dict[str, dict[str, tuple[Handler, frozenset[str]]]] = {
         name: (Flood(*parts), frozenset({"image_too_large"})) for name, parts in ENDLESS_BODIES.items()
     },
     "busywork": {name: (Flood(*parts), ENDLESS | {"image_too_large"}) for name, parts in BUSYWORK.items()},
-    "lengths-that-lie": {
-        "longer than the body": (says(with_length(CAT, length=len(CAT) + 1)), FAILED),
-        "longer, and then nothing": (says(with_length(CAT, length=len(CAT) + 1), then=hang), LATE),
-        "shorter than the body": (says(with_length(CAT, length=5000)), FAILED | {"bad_image"}),
-        "over the limit": (says(with_length(CAT, length=10**15), then=hang), frozenset({"image_too_large"})),
-    },
-    "ends-without-a-length": {
-        "closed": (says(OK + b"\r\n" + CAT), frozenset({"bad_image"})),
-        "reset": (says(OK + b"\r\n" + CAT, every_s=0.05, then=reset), FAILED),
-        "closed at once": (says(OK + b"\r\n"), FAILED | {"unsupported_format"}),
-    },
     "encodings": {
         "gzip bomb": (says(OK + b"Content-Encoding: gzip\r\n\r\n" + GZIP_BOMB), FAILED),
         "gzip bomb that is not announced": (
             says(OK + b"\r\n" + GZIP_BOMB),
             frozenset({"unsupported_format"}),
         ),
-        "transfer encoding": (
-            says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(CAT), CAT)),
-            FAILED,
-        ),
     },
     "redirects": {
-        "loop": (says(redirect("/redirects/loop")), FAILED),
         "without end": (says(redirect("?again")), FAILED),
-        "without a location": (says(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"), FAILED),
         "slow": (says(b"", every_s=0.4, then=says(redirect("/redirects/slow"))), LATE),
         "with a body without end": (
-            Flood(b"HTTP/1.1 302 Found\r\nLocation: /redirects/loop\r\n\r\n", bytes(65536)),
+            Flood(b"HTTP/1.1 302 Found\r\nLocation: ?again\r\n\r\n", bytes(65536)),
             FAILED,
         ),
         "to a forbidden address": (says(redirect("http://169.254.169.254/latest/meta-data")), FAILED),
@@ -123,16 +89,11 @@ class Scene:
     server: Server
     hostile: Origin
     good_url: str
-    silent_port: int
-    """Takes connections and says nothing."""
-    closed_port: int
     descriptors: int
     """Of the server, before anything hostile."""
 
-    def post(self, url: str) -> tuple[requests.Response, float]:
-        began_s = time.monotonic()
-        answer = self.server.post("/embed", {"url": url})
-        return answer, time.monotonic() - began_s
+    def post(self, url: str) -> requests.Response:
+        return self.server.post("/embed", {"url": url})
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +101,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory, store: Path, photo: bytes) -
     with ExitStack() as stack:
         hostile, kind = stack.enter_context(Origin()), stack.enter_context(Origin())
         kind.raw("/photo.jpg", says(with_length(photo)))
-        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
-        closed = stack.enter_context(socket.socket())
-        closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses, and nobody else can take it
-        ports = [hostile.port, kind.port, silent.getsockname()[1], closed.getsockname()[1]]
         environ = {
             "BENTOML_HOME": str(store),
             "EMBEDDER_WORKERS": "1",  # so that its places are the places
@@ -152,7 +109,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, store: Path, photo: bytes) -
             "EMBEDDER_FETCH_TIMEOUT_S": str(FETCH_TIMEOUT_S),
             "EMBEDDER_MAX_IMAGE_BYTES": "1000000",
             "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-            "EMBEDDER_ALLOWED_PORTS": ",".join(map(str, ports)),
+            "EMBEDDER_ALLOWED_PORTS": f"{hostile.port},{kind.port}",
             "EMBEDDER_CACHE_ENTRIES": "0",
         }
         server = stack.enter_context(Server(tmp_path_factory.mktemp("hostile") / "log", environ))
@@ -161,7 +118,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, store: Path, photo: bytes) -
             assert all_places_are_free(server, good_url)
         (worker,) = server.workers()
         until(lambda: not server.client_ports(worker) and not kind.connections.open)
-        yield Scene(server, hostile, good_url, ports[2], ports[3], server.descriptors())
+        yield Scene(server, hostile, good_url, server.descriptors())
         assert "Traceback" not in server.log.read_text()
 
 
@@ -180,9 +137,7 @@ def _nothing_stays(scene: Scene) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_each_ends_in_time_with_its_code_and_good_images_beside_them_do_not_notice(
-    scene: Scene, kind: str
-) -> None:
+def test_each_ends_with_its_code_and_good_images_beside_them_do_not_notice(scene: Scene, kind: str) -> None:
     cases = CASES[kind]
     paths = [f"/{kind}/{name.replace(' ', '-')}" for name in cases]
     for path, (handler, _) in zip(paths, cases.values(), strict=True):
@@ -191,32 +146,10 @@ def test_each_ends_in_time_with_its_code_and_good_images_beside_them_do_not_noti
     with ThreadPoolExecutor(CLIENTS + 1) as clients:
         waiting = clients.map(scene.post, urls)
         for number in range(3):
-            assert scene.post(f"{scene.good_url}?{number}")[0].status_code == 200
+            assert scene.post(f"{scene.good_url}?{number}").status_code == 200
         answers = dict(zip(cases, waiting, strict=True))
-    for name, (answer, took_s) in answers.items():
-        code = answer.json().get("code", "none")
-        assert code in cases[name][1], (name, answer.text)
-        assert answer.status_code == STATUS[code]
-        assert took_s < FETCH_TIMEOUT_S + MARGIN_S, name
-
-
-def test_every_status_but_200_fails_with_its_number(scene: Scene) -> None:
-    statuses = sorted(set(range(201, 600)) - {301, 302, 303, 307, 308})
-    for status in statuses:
-        length = b"" if status in (204, 304) else b"Content-Length: %d\r\n" % len(CAT)
-        body = b"" if status in (204, 304) else CAT
-        scene.hostile.raw(f"/{status}", says(b"HTTP/1.1 %d Status\r\n%b\r\n%b" % (status, length, body)))
-    scene.hostile.raw(
-        "/101", says(b"HTTP/1.1 101 Go\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n", then=hang)
-    )
-    statuses.append(101)
-    errors = []
-    for first in range(0, len(statuses), PLACES):
-        urls = [scene.hostile.url(f"/{status}") for status in statuses[first : first + PLACES]]
-        answer = scene.server.post("/embed_batch", {"urls": urls})
-        assert answer.status_code == 200
-        errors += [(error["code"], error["error"]) for error in answer.json()["errors"]]
-    assert errors == [("fetch_failed", f"the image's server answered {status}") for status in statuses]
+    for name, answer in answers.items():
+        assert answer.json().get("code", "none") in cases[name][1], (name, answer.text)
 
 
 def test_a_second_answer_on_the_wire_answers_nobody(scene: Scene, photo: bytes, reference: Reference) -> None:
@@ -228,24 +161,9 @@ def test_a_second_answer_on_the_wire_answers_nobody(scene: Scene, photo: bytes, 
     scene.hostile.raw("/good", says(with_length(photo)))
     assert reference(photo) @ reference(other) < 0.99
     for path in ("/twice", "/good", "/later", "/good"):
-        answer, _ = scene.post(scene.hostile.url(path))
+        answer = scene.post(scene.hostile.url(path))
         assert answer.status_code == 200
         assert np.array(answer.json()["embedding"]) @ reference(photo) >= 0.9999
         # Until the second answer has come. On a connection that carries the next request already it would be
         # that one's: nobody could tell it from an answer to it, and it is the same server's.
         until(lambda: scene.hostile.connections.open == 0)
-
-
-def test_tls_where_there_is_none_and_ports_that_do_not_answer(scene: Scene) -> None:
-    scene.hostile.raw("/alert", says(b"\x15\x03\x01\x00\x02\x02\x28"))
-    codes = {
-        f"https://127.0.0.1:{scene.hostile.port}/photo.jpg": "fetch_failed",
-        scene.hostile.url("/alert"): "fetch_failed",
-        f"https://127.0.0.1:{scene.silent_port}/photo.jpg": "fetch_timeout",
-        f"http://127.0.0.1:{scene.silent_port}/photo.jpg": "fetch_timeout",
-        f"http://127.0.0.1:{scene.closed_port}/photo.jpg": "fetch_failed",
-    }
-    with ThreadPoolExecutor(CLIENTS) as clients:
-        for (url, code), (answer, took_s) in zip(codes.items(), clients.map(scene.post, codes), strict=True):
-            assert (answer.status_code, answer.json()["code"]) == (424, code), url
-            assert took_s < FETCH_TIMEOUT_S + MARGIN_S

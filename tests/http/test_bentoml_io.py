@@ -6,56 +6,70 @@ import asyncio
 import gc
 import json
 import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Receive
 
-from embedder.cache import EmbeddingCache
-from embedder.errors import EmbedderError, Overloaded, UnsupportedFormat
-from embedder.fetch.addresses import AddressPolicy
-from embedder.fetch.fetcher import Fetcher
-from embedder.fetch.urls import URLPolicy
-from embedder.http.bentoml_io import Wiring, wired
-from embedder.http.dialects.embed import EmbedRequest
-from embedder.http.dialects.embed_batch import EmbedBatchRequest
-from embedder.pipeline import Intake
-from embedder.runtime.memory import DecodingMemory, HeldBytes
+from embedder.engine import Engine, Result
+from embedder.errors import Overloaded, UnsupportedFormat
+from embedder.http.bentoml_io import route
+from embedder.http.dialects import Dialect
+from embedder.http.dialects.embed import Embed
+from embedder.http.dialects.embed_batch import EmbedBatch
+from embedder.http.exchange import Exchange
+from embedder.metrics.measures import Metrics
+from embedder.model.spec import ModelSpec, Preprocessing
+from embedder.settings import Settings
 from tests.answers import Held, with_length
 from tests.origin import Origin
 
 pytestmark = pytest.mark.anyio
+SPEC = ModelSpec("model:1", "resnet18", 512, Preprocessing(256, 224), "fp32", True, "", "model.onnx", None)
 
 
-def wiring(origin: Origin, held_bytes: HeldBytes) -> Wiring:
-    urls = URLPolicy(
-        allowed_ports=frozenset({origin.port}), addresses=AddressPolicy((ip_network("127.0.0.0/8"),))
+@asynccontextmanager
+async def engine(origin: Origin, **settings: int) -> AsyncIterator[Engine]:
+    """Without a network: no image gets that far here."""
+    made = Engine(
+        Settings(
+            allowed_ports=frozenset({origin.port}),
+            allowed_networks=(ip_network("127.0.0.0/8"),),
+            fetch_timeout_s=40,
+            cache_entries=0,
+            **settings,  # type: ignore[arg-type]  # whole numbers
+        )
     )
-    intake = Intake(
-        Fetcher(urls, max_bytes=1_000_000, timeout_s=30, max_redirects=3),
-        cache=EmbeddingCache(0),
-        held_bytes=held_bytes,
-        decoding_memory=DecodingMemory(100_000_000),
-        max_in_flight_images=8,
-        max_image_bytes=1_000_000,
-        max_image_pixels=1_000_000,
-        decode_threads=1,
-    )
-    return Wiring(
-        intake=intake,
-        held_bytes=held_bytes,
-        max_body_bytes=32_000_000,
-        max_urls=64,
-        model_tag=lambda: "model:1",
-    )
+    made.spec = SPEC
+    await made.pipeline.start()
+    try:
+        yield made
+    finally:
+        await made.pipeline.close()
 
 
-def request(body: bytes) -> Request:
-    async def receive() -> Message:
+async def received(dialect: Dialect, engine: Engine, body: bytes, receive: Receive | None = None) -> Exchange:
+    """The exchange of a request with `body`, when its images would go to the batcher."""
+    exchange = Exchange(dialect, Metrics())
+
+    async def whole_body() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return Request({"type": "http", "method": "POST", "path": "/embed", "headers": []}, receive)
+    scope = exchange.enter({"type": "http", "method": "POST", "path": dialect.path, "headers": []})
+    input_spec: Any = route(dialect, engine)["input_spec"]  # Any: BentoML's
+    await input_spec.from_http_request(Request(scope, receive or whole_body), None)
+    return exchange
+
+
+def error(exchange: Exchange, index: int = 0) -> object:
+    assert isinstance(exchange.outcomes, list)
+    outcome = exchange.outcomes[index]
+    assert isinstance(outcome, Result)
+    return outcome.error
 
 
 async def test_what_is_in_a_body_beside_its_urls_is_not_kept(origin: Origin) -> None:
@@ -64,51 +78,56 @@ async def test_what_is_in_a_body_beside_its_urls_is_not_kept(origin: Origin) -> 
     value: object = 0
     for _ in range(500):
         value = {"a": value}
-    # Of each of them Python makes 40 times its text.
+    # Parsed, it takes 40 times the memory of its text.
     text = json.dumps({"url": origin.url("/beside.jpg"), "beside": [value] * 250}).encode()
-    parts = wiring(origin, HeldBytes(100_000_000))
-    await parts.intake.start()
-    try:
+    async with engine(origin) as made:
         tracemalloc.start()
-        task = asyncio.ensure_future(wired(EmbedRequest, parts).from_http_request(request(text), object()))
-        assert await asyncio.to_thread(held.arrived.acquire, timeout=10)
-        gc.collect()
-        assert parts.held_bytes.total_bytes == len(text)
-        assert tracemalloc.get_traced_memory()[0] < 2 * len(text)
-        held.release()
-        admission = await task
-        assert not isinstance(admission.outcomes, EmbedderError)
-        assert isinstance(admission.outcomes[0], UnsupportedFormat)
-    finally:
-        tracemalloc.stop()
-        await parts.intake.close()
+        try:
+            task = asyncio.create_task(received(Embed(), made, text))
+            assert await asyncio.to_thread(held.arrived.acquire, timeout=60)
+            gc.collect()
+            assert made.byte_budget.total_bytes == len(text)
+            assert tracemalloc.get_traced_memory()[0] < 2 * len(text)
+        finally:
+            tracemalloc.stop()
+            held.release()
+        assert isinstance(error(await task), UnsupportedFormat)
+
+
+async def test_an_image_in_a_body_is_not_kept_once_it_is_decoded(origin: Origin) -> None:
+    text = json.dumps({"url": "data:;base64," + "A" * 10_000_000}).encode()
+    async with engine(origin) as made:
+        tracemalloc.start()
+        try:
+            exchange = await received(Embed(), made, text)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < len(text) / 10
+        finally:
+            tracemalloc.stop()
+        assert isinstance(error(exchange), UnsupportedFormat)
+        assert made.byte_budget.total_bytes == 0
 
 
 async def test_a_client_that_leaves_as_its_body_ends_is_not_served(origin: Origin) -> None:
     async def receive() -> Message:
-        task.cancel()  # as the door does then
+        task.cancel()  # as the gate does then
         return {"type": "http.request", "body": b'{"url": "data:,x"}', "more_body": False}
 
-    left = Request({"type": "http", "method": "POST", "path": "/embed", "headers": []}, receive)
-    parts = wiring(origin, HeldBytes(1000))
-    await parts.intake.start()
-    task = asyncio.ensure_future(wired(EmbedRequest, parts).from_http_request(left, object()))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await parts.intake.close()
+    async with engine(origin) as made:
+        task = asyncio.create_task(received(Embed(), made, b"", receive))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert made.byte_budget.total_bytes == 0
 
 
 @pytest.mark.parametrize(("spare", "refused"), [(0, False), (-1, True)])
 async def test_texts_that_are_not_ascii_count_with_the_memory_that_they_take(
     origin: Origin, spare: int, refused: bool
 ) -> None:
-    wide = "x" * 100_000 + "\N{GRINNING FACE}"  # each character takes four bytes
+    wide = "x" * 1_000_000 + "\N{GRINNING FACE}"  # each character takes four bytes
     text = json.dumps({"urls": ["data:,x", wide]}, ensure_ascii=False).encode()
-    parts = wiring(origin, HeldBytes(len(text) + 3 * len(wide) + len("data:,x") + spare))
-    await parts.intake.start()
-    try:
-        admission = await wired(EmbedBatchRequest, parts).from_http_request(request(text), object())
-        assert not isinstance(admission.outcomes, EmbedderError)
-        assert isinstance(admission.outcomes[0], Overloaded) is refused
-    finally:
-        await parts.intake.close()
+    taken = len(text) + 3 * len(wide) + len("data:,x")
+    limits = {"max_body_bytes": 1_100_000, "max_image_bytes": 1_000_000}
+    async with engine(origin, max_in_flight_bytes=taken + spare, **limits) as made:
+        exchange = await received(EmbedBatch(max_urls=2), made, text)
+    assert isinstance(error(exchange), Overloaded) is refused

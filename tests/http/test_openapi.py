@@ -7,21 +7,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 
+from embedder.http.gate import ALWAYS_OPEN
 from tests import pictures
 from tests.origin import Origin
-from tests.server import ROOT, Server, plain_environ, until
+from tests.server import KEYS, ROOT, Server, plain_environ, until
 
-KEY = "the-key-that-the-tests-send"
 # In both, or schemathesis would invent a bearer token beside the right key, and take the answer to that pair
 # for an answer to the token.
-KEYED = {"Authorization": f"Bearer {KEY}", "X-API-Key": KEY}
-HEALTH = ("/health", "/livez", "/readyz", "/healthz")
+KEYED = {"Authorization": f"Bearer {KEYS[0]}", "X-API-Key": KEYS[0]}
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
@@ -38,20 +36,12 @@ def image_urls(tmp_path_factory: pytest.TempPathFactory, origin: Origin) -> Path
     return file
 
 
-@dataclass(frozen=True)
-class Documented:
-    server: Server
-    headers: dict[str, str]
-    """With which a client may use it."""
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+    """A service that takes KEYED, fetches from `origin`, and refuses any other URL before it looks up a name.
 
-
-@pytest.fixture(scope="module", params=[{}, KEYED], ids=["open", "keyed"])
-def documented(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
-) -> Iterator[Documented]:
-    """A service that fetches from `origin`, refuses any other URL before it looks up a name, and has
-    a megabyte for what it is sent."""
-    headers: dict[str, str] = request.param
+    It has a megabyte for what it is sent.
+    """
     environ = {
         "BENTOML_HOME": str(store),
         "EMBEDDER_WORKERS": "1",
@@ -61,24 +51,23 @@ def documented(
         "EMBEDDER_MAX_BODY_BYTES": "500000",
         "EMBEDDER_MAX_IMAGE_BYTES": "1000000",
         "EMBEDDER_MAX_IN_FLIGHT_BYTES": "1000000",
-        "EMBEDDER_API_KEYS": headers.get("X-API-Key", ""),
+        "EMBEDDER_API_KEYS": KEYS[0],
     }
     with Server(tmp_path_factory.mktemp("documented") / "log", environ) as server:
-        yield Documented(server, headers)
+        yield server
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis takes Python 3.11")
 def test_the_service_does_what_its_document_says(
-    documented: Documented, image_urls: Path, origin: Origin, tmp_path: Path
+    documented: Server, image_urls: Path, origin: Origin, tmp_path: Path
 ) -> None:
-    url = documented.server.url
-    document = requests.get(f"{url}/docs.json", headers=documented.headers).json()
+    url = documented.url
+    document = documented.get("/docs.json", headers=KEYED).json()
     command: list[str | Path] = [
         *(SCHEMATHESIS, "--no-color", "run", f"{url}/docs.json", "--url", url),
         # Two checks never come into play: nothing is created here, so that nothing can be missing or deleted.
         *("--checks", "all", "--mode", "all", "--phases", "examples,coverage,fuzzing,stateful"),
         *("--max-examples", "100", "--generation-deterministic"),  # which also keeps no database
-        *(f"--header={name}: {value}" for name, value in documented.headers.items()),
+        *(f"--header={name}: {value}" for name, value in KEYED.items()),
     ]
     environ = {
         **plain_environ(),
@@ -98,35 +87,33 @@ def test_the_service_does_what_its_document_says(
     assert len(origin.requests) - asked_before >= 20
 
 
-def test_what_needs_a_key_says_so_and_what_needs_none_too(documented: Documented) -> None:
-    answer = requests.get(f"{documented.server.url}/docs.json", headers=documented.headers)
-    for path, item in answer.json()["paths"].items():
-        for method, operation in item.items():
-            locked = bool(documented.headers) and path not in HEALTH
-            assert ("401" in operation["responses"]) is locked, path
-            assert ("security" in operation) is (bool(documented.headers) and not locked), path
-            without_a_key = requests.request(method, documented.server.url + path)
-            assert (without_a_key.status_code == 401) is locked, path
+def test_what_needs_a_key_says_so_and_what_needs_none_too(documented: Server, server: Server) -> None:
+    for each, headers in ((documented, KEYED), (server, {})):
+        for path, item in each.get("/docs.json", headers=headers).json()["paths"].items():
+            for method, operation in item.items():
+                locked = each is documented and path not in ALWAYS_OPEN
+                assert ("401" in operation["responses"]) is locked, path
+                assert ("security" in operation) is (each is documented and not locked), path
+                without_a_key = requests.request(method, each.url + path)
+                assert (without_a_key.status_code == 401) is locked, path
 
 
 def test_an_image_that_the_others_left_no_memory_is_an_item_with_a_documented_code(
-    documented: Documented,
+    documented: Server,
 ) -> None:
-    url, headers = documented.server.url, documented.headers
-
-    def held_bytes() -> float:
-        samples = documented.server.samples("embedder_in_flight_bytes", headers=headers)
+    def bytes_in_work() -> float:
+        samples = documented.samples("embedder_in_flight_bytes", headers=KEYED)
         return sum(sample.value for sample in samples)
 
-    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    fields = "".join(f"{name}: {value}\r\n" for name, value in KEYED.items())
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 480000\r\n{fields}\r\n"
-    with socket.create_connection(("127.0.0.1", documented.server.port)) as other:
+    with socket.create_connection(("127.0.0.1", documented.port)) as other:
         other.sendall(head.encode() + bytes(470_000))
-        until(lambda: held_bytes() >= 470_000)
+        until(lambda: bytes_in_work() >= 470_000)
         # This body and what its two images carry are counted too: 0.45 MB, 0.01 MB and 0.44 MB.
         urls = [f"data:;base64,{'A' * size}" for size in (10_000, 440_000)]
-        answer = requests.post(f"{url}/embed_batch", json={"urls": urls}, headers=headers)
+        answer = documented.post("/embed_batch", {"urls": urls}, headers=KEYED)
     codes = [error["code"] for error in answer.json()["errors"]]
     assert (answer.status_code, codes) == (200, ["unsupported_format", "overloaded"])
-    schemas = requests.get(f"{url}/docs.json", headers=headers).json()["components"]["schemas"]
+    schemas = documented.get("/docs.json", headers=KEYED).json()["components"]["schemas"]
     assert set(codes) <= set(schemas["ItemError"]["properties"]["code"]["enum"])

@@ -32,10 +32,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from embedder.errors import BadImage, TooManyPixels, UnsupportedFormat
-from embedder.images.decode import CROP, HEAD_BYTES, decode, sniff
+from embedder.images.containers import HEAD_BYTES, sniff
+from embedder.images.decode import decode
+from embedder.model.spec import Preprocessing
 from tests import pictures
 
 MAX_PIXELS = 50_000_000  # the service's own limit, by default
+PREPROCESSING = Preprocessing(256, 224)  # of a ResNet
 
 # Where a format keeps its structure. Half of the damage goes there.
 HEAD_REACH = 400
@@ -318,19 +321,19 @@ def _gif_palette_bytes(flags: int) -> int:
 def outcome(data: bytes, *, max_pixels: int = MAX_PIXELS) -> str:
     """What a file gives: "pixels", or the name of the documented error; anything else raises."""
     try:
-        pixels = decode(data, max_pixels=max_pixels)
+        pixels = decode(data, PREPROCESSING, max_pixels=max_pixels)
     except (UnsupportedFormat, TooManyPixels, BadImage) as error:
         return type(error).__name__
-    assert pixels.shape == (CROP, CROP, 3)
+    assert pixels.shape == (PREPROCESSING.crop, PREPROCESSING.crop, 3)
     assert pixels.dtype == np.uint8
     return "pixels"
 
 
 def decode_all(numbers: range) -> dict[str, object]:
-    """Decodes them, and says each before it does, so that who watches knows which one ended the process.
+    """Decodes them, and prints each before it does, so that a reader knows which one ended the process.
 
-    Gives how often there was what outcome for each format, the CPU seconds of the slowest, and by how many
-    megabytes the process grew after the first of them.
+    Returns how often each format had each outcome, the CPU seconds of the slowest (which no test asserts),
+    and by how many megabytes the process grew after the first of them.
     """
     outcomes: collections.Counter[str] = collections.Counter()
     slowest_s = 0.0

@@ -20,7 +20,6 @@ from tests.server import ROOT, Server, plain_environ
 ROUNDS, CHILDREN = 40, 4
 COUNT = ROUNDS * COMBINATIONS
 FOR_EACH_CHILD = COUNT // CHILDREN
-MAX_CPU_S = 5.0
 MAX_GROWTH_MB = 20.0
 DOCUMENTED = {"unsupported_format", "too_many_pixels", "bad_image"}
 
@@ -55,7 +54,7 @@ def test_a_number_gives_the_same_file_in_every_process(tmp_path: Path, number: i
 
 # In processes of their own: one that crashes is a failed test that names the file, not the end of the tests.
 @pytest.mark.parametrize("first", range(0, COUNT, FOR_EACH_CHILD))
-def test_they_give_pixels_or_a_documented_error_in_time_and_memory(first: int) -> None:
+def test_they_give_pixels_or_a_documented_error_and_leave_no_memory_behind(first: int) -> None:
     done = run_mutations(str(first), str(first + FOR_EACH_CHILD))
     *numbers, report = done.stdout.splitlines() or [""]
     if done.returncode:
@@ -68,7 +67,6 @@ def test_they_give_pixels_or_a_documented_error_in_time_and_memory(first: int) -
     assert done.stderr == ""
     assert len(numbers) == FOR_EACH_CHILD
     found = json.loads(report)
-    assert found["slowest_s"] < MAX_CPU_S
     assert found["growth_mb"] < MAX_GROWTH_MB
     # Damage that nothing survives, or that everything does, would prove nothing.
     for format in ("JPEG", "PNG", "WEBP", "GIF"):

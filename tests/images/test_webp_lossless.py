@@ -1,26 +1,23 @@
-"""How many sets of prefix codes a lossless WebP has; no file makes them, or reading of them, dear."""
+"""The Huffman code groups of a lossless WebP: counted, limited, and refused where libwebp refuses them."""
 
 from __future__ import annotations
 
 import io
 import random
 import struct
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
 from PIL.WebPImagePlugin import WebPImageFile
 
 from embedder.errors import BadImage
-from embedder.images.containers import MAX_CODE_SETS, first_picture
-from embedder.images.decode import CROP, decode
-from embedder.images.webp_lossless import MAX_STEPS, code_sets
+from embedder.images.containers import MAX_CODE_GROUPS, first_picture
+from embedder.images.webp_lossless import MAX_STEPS, code_groups
 from tests import pictures
-from tests.pictures import encoded, noise, photo
+from tests.images.reference import MAX_PIXELS, RESNET, pixels_of
+from tests.pictures import encoded, photo
 
-MAX_PIXELS = 50_000_000
 ONE_SYMBOL = "1000"  # a code of the symbol 0, which takes no bits
 
 
@@ -30,7 +27,7 @@ def stream(bits: str) -> bytes:
 
 
 def coded(webp: bytes) -> bytes:
-    """What `code_sets` takes, of a file that is one lossless picture."""
+    """What `code_groups` takes, of a file that is one lossless picture."""
     ((kind, body),) = pictures.webp_chunks(webp)
     assert kind == b"VP8L"
     return body[5:]
@@ -57,14 +54,8 @@ def image(pixels: int, *, red: str = ONE_SYMBOL, red_bits: int = 0) -> str:
     return "0" + two_symbols + red + 3 * ONE_SYMBOL + values
 
 
-@pytest.mark.parametrize("side", [4, 64, 252])
-def test_each_4_x_4_pixels_may_have_a_set(side: int) -> None:
-    assert code_sets(coded(pictures.webp_of_codes(side)), side, side) == (side // 4) ** 2
-
-
-@pytest.mark.parametrize("quality", [0, 100])
-@pytest.mark.parametrize("method", [0, 3, 6])
-@pytest.mark.parametrize("colours", [2, 3, 16, 256, None])
+@pytest.mark.parametrize(("method", "quality"), [(0, 0), (6, 100)])
+@pytest.mark.parametrize("colours", [2, 16, 256, None])
 @pytest.mark.parametrize("size", [(1, 1), (17, 3), (320, 213)])
 def test_what_an_encoder_writes_is_read_to_its_end_and_far_from_the_limit(
     size: tuple[int, int], colours: int | None, method: int, quality: int
@@ -72,16 +63,8 @@ def test_what_an_encoder_writes_is_read_to_its_end_and_far_from_the_limit(
     image = photo(*size) if colours is None else photo(*size).quantize(colours).convert("RGB")
     webp = encoded(image, "WEBP", lossless=True, method=method, quality=quality)
     # Each is a code for at least two symbols, or nobody would have made it.
-    assert 1 <= code_sets(coded(webp), *size) <= max(1, size[0] * size[1] // 16)
-    assert decode(webp, max_pixels=MAX_PIXELS).shape == (CROP, CROP, 3)
-
-
-@pytest.mark.parametrize(
-    "image", [Image.new("RGB", (3000, 3000), "red"), Image.fromarray(noise(300, 300).astype(np.uint8))]
-)
-def test_flat_and_random_pictures_are_read(image: Image.Image) -> None:
-    webp = encoded(image, "WEBP", lossless=True)
-    assert code_sets(coded(webp), *image.size) < 10
+    assert 1 <= code_groups(coded(webp), *size) <= max(1, size[0] * size[1] // 16)
+    pixels_of(webp)
 
 
 def still_of(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -109,22 +92,28 @@ def animated(webp: bytes, side: int) -> bytes:
 
 
 @pytest.mark.parametrize("wrapped", [lossless, with_alpha, animated])
-def test_4096_sets_pass_with_the_memory_that_they_take_and_more_are_refused(
+def test_4096_groups_pass_with_the_memory_that_they_take_and_more_are_refused(
     wrapped: Callable[[bytes, int], bytes],
 ) -> None:
-    assert MAX_CODE_SETS == 4096
-    picture = first_picture(wrapped(pictures.webp_of_codes(256), 256), max_pixels=MAX_PIXELS)
-    assert picture.decoding_bytes == 18 * 256 * 256 + 20_000 * 4096
-    with pytest.raises(BadImage, match="4225 sets of prefix codes; the limit is 4096"):
-        first_picture(wrapped(pictures.webp_of_codes(260), 260), max_pixels=MAX_PIXELS)
+    assert MAX_CODE_GROUPS == 4096
+    assert code_groups(coded(pictures.webp_of_codes(252)), 252, 252) == (252 // 4) ** 2
+    picture = first_picture(wrapped(pictures.webp_of_codes(256), 256), RESNET, max_pixels=MAX_PIXELS)
+    assert picture.decoding_bytes - len(picture.data) >= 18 * 256 * 256 + 20_000 * 4096
+    with pytest.raises(BadImage, match="4225 groups of Huffman codes; the limit is 4096"):
+        first_picture(wrapped(pictures.webp_of_codes(260), 260), RESNET, max_pixels=MAX_PIXELS)
 
 
-def test_an_alpha_that_is_not_coded_has_no_sets() -> None:
+def test_an_alpha_that_is_not_coded_has_no_groups() -> None:
     (lossy,) = pictures.webp_chunks(encoded(photo(64, 64), "WEBP"))
     plain = pictures.webp_of_chunks(
         [pictures.webp_canvas(64, 64, 0x10), (b"ALPH", b"\0" + bytes(64 * 64)), lossy]
     )
-    assert first_picture(plain, max_pixels=MAX_PIXELS).decoding_bytes == 18 * 64 * 64
+    assert first_picture(plain, RESNET, max_pixels=MAX_PIXELS).decoding_bytes < 1_000_000
+
+
+def assert_libwebp_refuses(webp: bytes) -> None:
+    with pytest.raises(OSError, match=r"decoder|next frame"):
+        WebPImageFile(io.BytesIO(webp)).load()
 
 
 @pytest.mark.parametrize("file_of", [still_of, animation_of])
@@ -132,59 +121,48 @@ def test_an_alpha_that_is_not_coded_has_no_sets() -> None:
 def test_a_second_alpha_is_refused_as_libwebp_does(file_of: Callable[..., bytes], method: bytes) -> None:
     (lossy,) = pictures.webp_chunks(encoded(photo(64, 64), "WEBP"))
     alpha = (b"ALPH", method + {b"\0": bytes(64 * 64), b"\1": coded(pictures.webp_of_codes(64))}[method])
-    decode(file_of(64, alpha, lossy), max_pixels=MAX_PIXELS)
+    pixels_of(file_of(64, alpha, lossy))
     twice = file_of(64, alpha, alpha, lossy)
-    with pytest.raises(OSError, match="decoder object"):
-        WebPImageFile(io.BytesIO(twice)).load()
+    assert_libwebp_refuses(twice)
     with pytest.raises(BadImage, match="two alphas for one picture"):
-        first_picture(twice, max_pixels=MAX_PIXELS)
+        first_picture(twice, RESNET, max_pixels=MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
     ("pixels", "bits_of"),
-    {
-        "pixels": (MAX_STEPS, lambda pixels: PREDICTOR + image(pixels)),
-        "of two images": (
-            MAX_STEPS // 2,
-            lambda pixels: PREDICTOR + image(pixels) + COLOUR + image(pixels),
-        ),
-        "and a code's words": (
-            MAX_STEPS - 256,
-            lambda pixels: PREDICTOR + image(pixels, red=ALIKE, red_bits=8),
-        ),
-    }.values(),
+    [
+        (MAX_STEPS, lambda pixels: PREDICTOR + image(pixels)),
+        (MAX_STEPS // 2, lambda pixels: PREDICTOR + image(pixels) + COLOUR + image(pixels)),
+        (MAX_STEPS - 256, lambda pixels: PREDICTOR + image(pixels, red=ALIKE, red_bits=8)),
+    ],
+    ids=["pixels", "of two images", "and a code's words"],
 )
 def test_reading_ends_after_so_many_steps(pixels: int, bits_of: Callable[[int], str]) -> None:
-    assert code_sets(stream(bits_of(pixels) + ONE_SET + 100 * "0"), 4 * pixels, 4) == 1
+    assert code_groups(stream(bits_of(pixels) + ONE_SET + 100 * "0"), 4 * pixels, 4) == 1
     beyond = stream(bits_of(pixels + 1) + ONE_SET + 100 * "0")
-    started = time.thread_time()
     with pytest.raises(BadImage, match="250000 steps"):
-        code_sets(beyond, 4 * (pixels + 1), 4)
-    assert time.thread_time() - started < 1.0  # 0.2 s on the machine that it was built on
+        code_groups(beyond, 4 * (pixels + 1), 4)
 
 
 # RFC 9649, section 3.6.
-@pytest.mark.parametrize(("bits", "valid"), [(0, False), (1, True), (11, True), (12, False), (15, False)])
+@pytest.mark.parametrize(("bits", "valid"), [(0, False), (1, True), (11, True), (12, False)])
 @pytest.mark.parametrize("where", ["picture", "predictor"])
 def test_a_cache_of_colours_has_1_to_11_bits_as_for_libwebp(bits: int, valid: bool, where: str) -> None:
     cache = "1" + f"{bits:04b}"[::-1]
     bits_of = {"picture": "0" + cache + "0" + CODES, "predictor": PREDICTOR + cache + CODES + ONE_SET + CODES}
     webp = square_of_64(bits_of[where])
     if valid:
-        assert code_sets(coded(webp), 64, 64) == 1
-        decode(webp, max_pixels=MAX_PIXELS)
+        assert code_groups(coded(webp), 64, 64) == 1
+        pixels_of(webp)
         return
-    with pytest.raises(OSError, match="next frame"):
-        WebPImageFile(io.BytesIO(webp)).load()
+    assert_libwebp_refuses(webp)
     with pytest.raises(BadImage, match=f"{bits} bits for its cache of colours"):
-        code_sets(coded(webp), 64, 64)
+        code_groups(coded(webp), 64, 64)
 
 
-def test_an_image_of_one_value_is_read_at_once_however_large_it_is() -> None:
-    constant = stream(PREDICTOR + FLAT + ONE_SET + 100 * "0")
-    started = time.thread_time()
-    assert code_sets(constant, 16_383, 16_383) == 1
-    assert time.thread_time() - started < 0.1
+def test_an_image_of_one_value_takes_no_steps_however_large_it_is() -> None:
+    assert MAX_STEPS < (16_383 // 4) ** 2
+    assert code_groups(stream(PREDICTOR + FLAT + ONE_SET + 100 * "0"), 16_383, 16_383) == 1
 
 
 TRANSFORMS = {
@@ -199,35 +177,33 @@ TRANSFORMS = {
 def test_a_transform_that_comes_twice_is_refused_as_libwebp_does(name: str) -> None:
     others = "".join(bits for other, bits in TRANSFORMS.items() if other != name)
     once = square_of_64(TRANSFORMS[name] + others + ONE_SET + CODES)
-    assert code_sets(coded(once), 64, 64) == 1
-    decode(once, max_pixels=MAX_PIXELS)
+    assert code_groups(coded(once), 64, 64) == 1
+    pixels_of(once)
     twice = square_of_64(TRANSFORMS[name] + others + TRANSFORMS[name] + ONE_SET + CODES)
-    with pytest.raises(OSError, match="next frame"):
-        WebPImageFile(io.BytesIO(twice)).load()
+    assert_libwebp_refuses(twice)
     with pytest.raises(BadImage, match="a transform comes twice"):
-        code_sets(coded(twice), 64, 64)
+        code_groups(coded(twice), 64, 64)
 
 
-@pytest.mark.parametrize("part", range(10))
-def test_a_stream_that_ends_too_early_is_cut_short(part: int) -> None:
+def test_a_stream_that_ends_too_early_is_cut_short() -> None:
     whole = coded(pictures.webp_of_codes(64))
-    head = whole[: 200 * part // 10]  # of 200 bytes and more before its codes' numbers end
-    with pytest.raises(BadImage):
-        code_sets(head, 64, 64)
+    for size in (0, 20, 100, 180):  # of 200 bytes and more before its codes' numbers end
+        with pytest.raises(BadImage):
+            code_groups(whole[:size], 64, 64)
 
 
 @pytest.mark.parametrize(
     "code",
-    {
-        "no word": "0" + "0000" + "100" + 3 * "000" + "0",
-        "words that are too many": "0" + "0000" + 4 * "100",
-        "words that are too few": "0" + "0000" + "010" + "010" + 2 * "000",
-        "more symbols than there are": "0" + "0000" + "100" + "100" + 2 * "000" + "1" + "111" + 16 * "1",
-    }.values(),
+    [
+        "0" + "0000" + "100" + 3 * "000" + "0",  # no word
+        "0" + "0000" + 4 * "100",  # words that are too many
+        "0" + "0000" + "010" + "010" + 2 * "000",  # too few
+        "0" + "0000" + "100" + "100" + 2 * "000" + "1" + "111" + 16 * "1",  # more symbols than there are
+    ],
 )
-def test_what_is_no_prefix_code_is_damage(code: str) -> None:
+def test_an_incomplete_or_ambiguous_huffman_code_is_damage(code: str) -> None:
     with pytest.raises(BadImage, match="damaged"):
-        code_sets(stream("1" + "00" + "000" + "0" + code + 400 * "0"), 64, 64)
+        code_groups(stream("1" + "00" + "000" + "0" + code + 400 * "0"), 64, 64)
 
 
 def zeros(count: int) -> str:
@@ -259,27 +235,24 @@ ONES = "0" + "0000" + "000" + "100" + "000" + "100" + "0"  # lengths of 1, and r
 def test_lengths_for_more_symbols_than_there_are_is_damage_as_for_libwebp(
     bits: int, valid: str, damaged: str
 ) -> None:
-    assert code_sets(coded(with_red(valid, bits)), 64, 64) == 1
-    decode(with_red(valid, bits), max_pixels=MAX_PIXELS)
+    assert code_groups(coded(with_red(valid, bits)), 64, 64) == 1
+    pixels_of(with_red(valid, bits))
     beyond = with_red(damaged, bits)
-    with pytest.raises(OSError, match="next frame"):
-        WebPImageFile(io.BytesIO(beyond)).load()
+    assert_libwebp_refuses(beyond)
     with pytest.raises(BadImage, match="damaged"):
-        code_sets(coded(beyond), 64, 64)
+        code_groups(coded(beyond), 64, 64)
 
 
 # RFC 9649, section 4.4, "width_bits": so many indices to a pixel.
-@pytest.mark.parametrize(
-    ("colours", "packed"), [(1, 8), (2, 8), (3, 4), (4, 4), (5, 2), (16, 2), (17, 1), (256, 1)]
-)
-def test_a_picture_of_few_colours_is_packed_before_it_has_numbers_of_sets(colours: int, packed: int) -> None:
+@pytest.mark.parametrize(("colours", "packed"), [(2, 8), (3, 4), (4, 4), (5, 2), (16, 2), (17, 1)])
+def test_a_picture_of_few_colours_is_packed_before_groups_are_counted(colours: int, packed: int) -> None:
     palette = "1" + "11" + f"{colours - 1:08b}"[::-1] + FLAT
     numbered = "0" + "0" + "1" + "000"  # no further transform, no cache of colours, a number for each 4 x 4
     codes = "0" + "11" + "0" + "0" + "10000000" + 4 * ONE_SYMBOL  # of the numbers 0 and 1
     blocks = 64 // packed // 4 * (64 // 4)
     for zeros_before, sets in ((blocks - 1, 2), (blocks, 1)):
         numbers = zeros_before * "0" + 300 * "1"
-        assert code_sets(stream(palette + numbered + codes + numbers), 64, 64) == sets
+        assert code_groups(stream(palette + numbered + codes + numbers), 64, 64) == sets
 
 
 def test_what_is_refused_for_its_codes_libwebp_refuses_too() -> None:
@@ -294,9 +267,8 @@ def test_what_is_refused_for_its_codes_libwebp_refuses_too() -> None:
         damaged[chance.randrange(25, 200)] ^= 1 << chance.randrange(8)
         (sizes,) = struct.unpack_from("<I", damaged, 21)
         try:
-            code_sets(bytes(damaged[25:]), 1 + (sizes & 0x3FFF), 1 + (sizes >> 14 & 0x3FFF))
+            code_groups(bytes(damaged[25:]), 1 + (sizes & 0x3FFF), 1 + (sizes >> 14 & 0x3FFF))
         except BadImage:
             refused += 1
-            with pytest.raises(OSError, match=r"decoder|next frame"):
-                WebPImageFile(io.BytesIO(damaged)).load()
+            assert_libwebp_refuses(bytes(damaged))
     assert refused > 200

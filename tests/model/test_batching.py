@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from _bentoml_impl.server import app as bentoml_app
-from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
-from prometheus_client import REGISTRY
+from prometheus_client import CollectorRegistry
 
-from embedder.model.batching import Batcher, Lane, eager_batching
-from embedder.runtime.cpu import Cores
+from embedder.errors import Overloaded
+from embedder.metrics.measures import Metrics
+from embedder.model.batching import Batcher, Lane
+from embedder.runtime.cores import Cores
 
 pytestmark = pytest.mark.anyio
 
@@ -49,12 +48,12 @@ class Model:
         self._gate.release()
 
 
-def batcher(
-    model_lane: Lane | None = None, *, max_batch_size: int = 4, max_latency_in_ms: int = 60_000
-) -> Batcher:
-    return Batcher(
-        model_lane or Lane(Cores(1)), max_batch_size=max_batch_size, max_latency_in_ms=max_latency_in_ms
-    )
+def lane_of(cores: int) -> Lane:
+    return Lane(Cores(cores), Metrics())
+
+
+def batcher(lane: Lane | None = None, *, max_batch_size: int = 4, max_latency_s: float = 60) -> Batcher:
+    return Batcher(lane or lane_of(1), max_batch_size=max_batch_size, max_latency_s=max_latency_s)
 
 
 def rows(*values: float) -> Rows:
@@ -102,42 +101,23 @@ async def test_a_request_larger_than_a_batch_is_split_and_put_together_again() -
     assert small.result().tolist() == [200]
 
 
-async def test_waiting_and_computing_are_measured_each_for_itself() -> None:
-    model, submit = (model := Model()), batcher()(model)
-    before = {name: measured(*name) for name in MEASURED}
+async def test_each_request_that_waited_and_each_batch_is_measured_once() -> None:
+    registry = CollectorRegistry()
+    model, submit = (model := Model()), batcher(Lane(Cores(1), Metrics(registry)))(model)
     results = [asyncio.ensure_future(submit(rows(0, 1)))]
     await turns()
-    results.append(asyncio.ensure_future(submit(rows(2))))
-    await asyncio.sleep(0.1)
+    results += [asyncio.ensure_future(submit(rows(n))) for n in (2, 3)]
     for _ in range(2):
-        model.finish_one()
         await turns()
-    grown = {name: measured(*name) - before[name] for name in MEASURED}
-    assert all(result.done() for result in results)
-    # The first batch takes 0.1 s, for which the second request waits.
-    assert grown["stage_duration_seconds_count", "queue"] == 2
-    assert grown["stage_duration_seconds_count", "encode"] == 2
-    assert grown["stage_duration_seconds_sum", "queue"] > 0.09
-    assert grown["stage_duration_seconds_sum", "encode"] > 0.09
-    assert grown["batch_size_count", None] == 2
-    assert grown["batch_size_sum", None] == 3
+        model.finish_one()
+    await asyncio.gather(*results)
 
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"embedder_{name}", labels)
 
-MEASURED = [
-    *(
-        (f"stage_duration_seconds_{what}", stage)
-        for what in ("count", "sum")
-        for stage in ("queue", "encode")
-    ),
-    ("batch_size_count", None),
-    ("batch_size_sum", None),
-]
-
-
-def measured(name: str, stage: str | None) -> float:
-    value = REGISTRY.get_sample_value(f"embedder_{name}", {"stage": stage} if stage else None)
-    assert value is not None
-    return value
+    assert sample("stage_duration_seconds_count", stage="queue") == 3
+    assert sample("stage_duration_seconds_count", stage="encode") == 2
+    assert (sample("batch_size_count"), sample("batch_size_sum")) == (2, 4)
 
 
 async def test_a_request_without_rows_is_answered_while_the_model_is_busy() -> None:
@@ -212,13 +192,14 @@ async def test_a_request_cancelled_while_it_is_computed_leaves_its_neighbours_al
 
 
 async def test_a_request_that_waited_too_long_is_not_computed() -> None:
-    model, submit = (model := Model()), batcher(max_latency_in_ms=50)(model)
+    lane, model = lane_of(1), Model()
+    submit, submit_impatiently = batcher(lane)(model), batcher(lane, max_latency_s=0)(model)
     first = asyncio.ensure_future(submit(rows(1)))
     await turns()
-    late = asyncio.ensure_future(submit(rows(2)))
-    await asyncio.sleep(0.06)
+    late = asyncio.ensure_future(submit_impatiently(rows(2)))
+    await turns()
     model.finish_one()
-    with pytest.raises(ServiceUnavailable, match=r"waited 0\.05 s"):
+    with pytest.raises(Overloaded, match="waited 0 s for the model"):
         await late
     assert (await first).tolist() == [2]
     assert model.batches == [[[1.0]]]
@@ -228,7 +209,7 @@ async def test_a_batch_that_there_is_no_memory_for_is_no_bug() -> None:
     async def infer(batch: Sequence[Rows]) -> Sequence[Rows]:
         raise MemoryError
 
-    with pytest.raises(ServiceUnavailable, match="no memory for the batch"):
+    with pytest.raises(Overloaded, match="no memory for the batch"):
         await batcher()(infer)(rows(1))
 
 
@@ -257,7 +238,7 @@ async def test_a_batch_that_fails_takes_only_itself_down() -> None:
 
 
 async def test_routes_share_the_model_and_the_one_that_waited_longest_goes_first() -> None:
-    lane, model = Lane(Cores(1)), Model()
+    lane, model = lane_of(1), Model()
     one, two = batcher(lane)(model), batcher(lane)(model)
     results = [asyncio.ensure_future(one(rows(0)))]
     await turns()
@@ -280,7 +261,7 @@ async def test_one_core_computes_one_batch_at_a_time() -> None:
 
 
 async def test_free_cores_share_what_waits() -> None:
-    model, submit = (model := Model()), batcher(Lane(Cores(3)), max_batch_size=32)(model)
+    model, submit = (model := Model()), batcher(lane_of(3), max_batch_size=32)(model)
     large = asyncio.ensure_future(submit(rows(*range(10))))
     await turns()
     assert [sum(map(len, batch)) for batch in model.batches] == [4, 3, 3]
@@ -295,7 +276,7 @@ async def test_free_cores_share_what_waits() -> None:
 
 
 async def test_parts_that_come_back_in_another_order_are_joined_in_theirs() -> None:
-    model, submit = (model := Model()), batcher(Lane(Cores(2)))(model)
+    model, submit = (model := Model()), batcher(lane_of(2))(model)
     model.gates = {0: asyncio.Event(), 1: asyncio.Event()}
     large = asyncio.ensure_future(submit(rows(1, 2, 3, 4)))
     await turns()
@@ -307,7 +288,7 @@ async def test_parts_that_come_back_in_another_order_are_joined_in_theirs() -> N
 
 
 async def test_a_part_that_fails_fails_its_request_and_no_other() -> None:
-    model, submit = (model := Model()), batcher(Lane(Cores(2)), max_batch_size=2)(model)
+    model, submit = (model := Model()), batcher(lane_of(2), max_batch_size=2)(model)
     model.gates = {0: asyncio.Event(), 1: asyncio.Event()}
     large = asyncio.ensure_future(submit(rows(1, 2, 3, 4)))
     await turns()
@@ -321,39 +302,16 @@ async def test_a_part_that_fails_fails_its_request_and_no_other() -> None:
     assert (await submit(rows(5))).tolist() == [10]
 
 
-async def test_cores_that_other_workers_use_are_left_to_them() -> None:
-    in_use = bytearray([0, 1])
-    model, submit = (model := Model()), batcher(Lane(Cores(2, in_use=in_use, worker=0)))(model)
+async def test_cores_that_others_of_the_process_took_are_left_to_them() -> None:
+    cores = Cores(2)
+    model, submit = (model := Model()), batcher(Lane(cores, Metrics()))(model)
+    cores.take()
     results = [asyncio.ensure_future(submit(rows(n))) for n in range(3)]
     await turns()
     assert len(model.batches) == 1
-    assert in_use == bytes([1, 1])
-    in_use[1] = 0
-    model.finish_one()
-    await turns()
-    assert in_use == bytes([2, 0])
-    for _ in range(2):
+    cores.give_back()
+    for _ in range(3):
         model.finish_one()
+        await turns()
     await asyncio.gather(*results)
-    await turns()
-    assert in_use == bytes([0, 0])
-
-
-def test_bentoml_makes_its_application_with_our_batchers_only_meanwhile() -> None:
-    stock = bentoml_app.CorkDispatcher
-    with eager_batching(Cores(1)):
-        made = bentoml_app.CorkDispatcher(
-            max_latency_in_ms=1, max_batch_size=2, fallback=None, get_batch_size=len, batch_dim=(0, 0)
-        )
-    assert isinstance(made, Batcher)
-    assert bentoml_app.CorkDispatcher is stock
-
-
-@pytest.mark.parametrize("stock", [None, type("Other", (), {"__init__": lambda self, max_batch: None})])
-def test_a_bentoml_that_batches_otherwise_keeps_its_own_batcher_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stock: object
-) -> None:
-    monkeypatch.setattr(bentoml_app, "CorkDispatcher", stock)
-    with caplog.at_level(logging.WARNING), eager_batching(Cores(1)):
-        assert bentoml_app.CorkDispatcher is stock
-    assert "its own batcher waits" in caplog.text
+    assert cores.take(up_to=3) == 2

@@ -4,9 +4,9 @@ import hashlib
 import os
 import re
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18, resnet34, resnet50
+from torchvision.models import ResNet18_Weights, resnet18, resnet34
 from torchvision.transforms import functional
 
-from models import DownloadFailed, WeightsError
+from models import PREPROCESSING, DownloadFailed, WeightsError
 from models.download import IMAGENET_URL, cached_file
 from models.resnet18 import (
     SAMPLE_PHOTOS,
@@ -27,7 +27,6 @@ from models.resnet18 import (
     export_onnx,
     file_weights,
     imagenet_weights,
-    preprocessing,
     sample_photos,
     untrained_weights,
 )
@@ -76,18 +75,9 @@ def untrained() -> Weights:
 # The exported file
 
 
-def test_the_weights_of_the_parity_tests_tell_photos_apart(expected: npt.NDArray[np.float64]) -> None:
-    cosines = expected @ expected.T
-    between_two_photos = cosines[~np.eye(len(SAMPLE_PHOTOS), dtype=bool)]
-    assert between_two_photos.mean() < 0.95
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
+@pytest.mark.parametrize("batch_size", [1, 11])
 def test_the_file_gives_what_torchvision_gives_at_any_batch_size(
-    exported: bytes,
-    pixels: npt.NDArray[np.uint8],
-    expected: npt.NDArray[np.float64],
-    batch_size: int,
+    exported: bytes, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float64], batch_size: int
 ) -> None:
     which = np.arange(batch_size) % len(pixels)
     embeddings = onnx_embeddings(exported, pixels[which])
@@ -97,9 +87,11 @@ def test_the_file_gives_what_torchvision_gives_at_any_batch_size(
     assert (embeddings * expected[which]).sum(axis=1).min() >= 0.99999
 
 
-def test_a_crop_off_by_two_pixels_would_be_noticed(
+def test_another_photo_and_a_crop_off_by_two_pixels_would_be_noticed(
     exported: bytes, pixels: npt.NDArray[np.uint8], expected: npt.NDArray[np.float64]
 ) -> None:
+    cosines = expected @ expected.T
+    assert cosines[~np.eye(len(SAMPLE_PHOTOS), dtype=bool)].mean() < 0.95
     embeddings = onnx_embeddings(exported, np.roll(pixels, 2, axis=2))
     assert (embeddings * expected).sum(axis=1).max() < 0.999
 
@@ -116,10 +108,7 @@ def test_the_file_is_valid_onnx_with_the_promised_input_and_output(exported: byt
 
     assert described(pixels) == ("pixels", onnx.TensorProto.UINT8, ["batch", 224, 224, 3])
     assert described(embeddings) == ("embeddings", onnx.TensorProto.FLOAT, ["batch", 512])
-
-
-def test_batch_normalisation_is_folded_into_the_convolutions(exported: bytes) -> None:
-    operators = [node.op_type for node in onnx.load_from_string(exported).graph.node]
+    operators = [node.op_type for node in model.graph.node]
     assert operators.count("Conv") == 20  # He et al. 2015, table 1: 17, and 3 in the shortcuts
     assert "BatchNormalization" not in operators
 
@@ -138,28 +127,20 @@ def test_features_that_are_all_zero_give_the_zero_vector(weights: Weights) -> No
 
 def test_preprocessing_is_described_as_torchvision_does_it() -> None:
     preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
-    assert preprocessing() == {
-        "version": 1,
-        "resize": 256,
-        "crop": 224,
-        "interpolation": "bilinear, antialiased",
-        "mean": preset.mean,
-        "std": preset.std,
-    }
+    assert preset.antialias
+    assert PREPROCESSING.resize == preset.resize_size[0]
+    assert PREPROCESSING.crop == preset.crop_size[0]
+    assert PREPROCESSING.interpolation == preset.interpolation.value
+    assert PREPROCESSING.mean == tuple(preset.mean)
+    assert PREPROCESSING.std == tuple(preset.std)
 
 
 def test_an_export_of_other_weights_is_refused_naming_cosine_and_photo(
     exported: bytes, untrained: Weights
 ) -> None:
-    with pytest.raises(WeightsError) as refused:
+    with pytest.raises(WeightsError, match=r"untrained differs from torch: cosine 0\.\d{6} for ") as refused:
         check_export(exported, untrained)
-    named = re.fullmatch(
-        r"the model made from untrained differs from torch: cosine 0\.\d{6} for (\S+); "
-        r"at least 0\.99999 is wanted",
-        str(refused.value),
-    )
-    assert named is not None
-    assert named[1] in SAMPLE_PHOTOS
+    assert any(photo in str(refused.value) for photo in SAMPLE_PHOTOS)
 
 
 def test_an_export_that_gives_nan_is_refused(exported: bytes, weights: Weights) -> None:
@@ -212,12 +193,9 @@ def test_a_file_gives_its_weights_and_where_they_come_from(pth: Path, weights: W
     assert torch.equal(weights.state_dict["conv1.weight"], discriminating_state_dict()["conv1.weight"])
 
 
-@pytest.mark.parametrize(
-    "left_out", ["fc.", "num_batches_tracked"], ids=["the last layer", "the batch counter"]
-)
+@pytest.mark.parametrize("left_out", ["fc.", "num_batches_tracked"])
 def test_what_is_not_used_may_be_missing(tmp_path: Path, weights: Weights, left_out: str) -> None:
     kept = {name: value for name, value in discriminating_state_dict().items() if left_out not in name}
-    assert len(kept) < len(discriminating_state_dict())
     torch.save(kept, tmp_path / "less.pth")
     assert same(file_weights(tmp_path / "less.pth").state_dict, weights.state_dict)
 
@@ -246,109 +224,32 @@ def changed(**values: object) -> dict[str, object]:
     return {name: value for name, value in state_dict.items() if value is not None}
 
 
-def only_in(network: nn.Module) -> list[str]:
-    """The names that `network` has and ResNet18 has not, in order."""
-    known = resnet18().state_dict().keys()
-    return [
-        name
-        for name in network.state_dict()
-        if name not in known and not name.endswith("num_batches_tracked")
-    ]
-
-
-def first_three(names: list[str]) -> str:
-    return f"{', '.join(map(repr, names[:3]))} and {len(names) - 3} more"
-
-
-def with_nan(values: int) -> Tensor:
-    tensor = torch.ones(64)
-    tensor[:values] = torch.nan
-    return tensor
+def vector(value: float, **options: Any) -> Tensor:  # Any: torch's own
+    return torch.full((64,), value, **options)
 
 
 WRONG_CONTENT: dict[str, tuple[Callable[[], object], str]] = {
-    "a missing key is named": (
-        lambda: changed(conv1__weight=None),
-        "lacks 'conv1.weight'",
-    ),
-    "an unexpected key is named": (
-        lambda: changed(head__weight=torch.ones(1)),
-        "has 'head.weight', which ResNet18 has not",
-    ),
-    "a ResNet34": (
-        lambda: resnet34().state_dict(),
-        f"has {first_three(only_in(resnet34()))}, which ResNet18 has not",
-    ),
-    "a ResNet50": (
-        lambda: resnet50().state_dict(),
-        f"has {first_three(only_in(resnet50()))}, which ResNet18 has not",
-    ),
-    "a wrong shape": (
-        lambda: changed(conv1__weight=torch.ones(64, 1, 7, 7)),
-        "conv1.weight has the shape (64, 1, 7, 7); ResNet18 wants (64, 3, 7, 7)",
-    ),
-    "NaN": (
-        lambda: changed(bn1__bias=with_nan(3)),
-        "bn1.bias has 3 NaN or infinite values",
-    ),
-    "infinity": (
-        lambda: changed(bn1__bias=torch.full((64,), torch.inf)),
-        "bn1.bias has 64 NaN or infinite values",
-    ),
+    "a missing key": (lambda: changed(conv1__weight=None), "lacks 'conv1.weight'"),
+    "nothing": (dict, "lacks 'conv1.weight', 'bn1.weight', 'bn1.bias' and 97 more"),  # 20 x (a filter, 4 of BatchNorm)
+    "an unexpected key": (lambda: changed(**{"two\nlines": torch.ones(1)}), r"has 'two\nlines', which ResNet"),
+    "a ResNet34": (lambda: resnet34().state_dict(), "has 'layer1.2.conv1.weight', "),
+    "a wrong shape": (lambda: changed(conv1__weight=torch.ones(64, 1, 7, 7)), "has the shape (64, 1, 7, 7)"),
+    "NaN": (lambda: changed(bn1__bias=vector(torch.nan)), "bn1.bias has 64 NaN or infinite values"),
     "too large for float32": (
-        lambda: changed(bn1__bias=torch.full((64,), 1e300, dtype=torch.float64)),
-        "bn1.bias has 64 NaN or infinite values",
+        lambda: changed(bn1__bias=vector(1e300, dtype=torch.float64)), "bn1.bias has 64 NaN or infinite values"
     ),
-    "a negative variance": (
-        lambda: changed(bn1__running_var=torch.full((64,), -1.0)),
-        "bn1.running_var has negative variances",
-    ),
-    "integers": (
-        lambda: changed(bn1__bias=torch.ones(64, dtype=torch.int64)),
-        "bn1.bias is not a dense tensor of floats",
-    ),
-    "a sparse tensor": (
-        lambda: changed(bn1__bias=torch.ones(64).to_sparse()),
-        "bn1.bias is not a dense tensor of floats",
-    ),
-    "a tensor without values": (
-        lambda: changed(bn1__bias=torch.ones(64, device="meta")),
-        "bn1.bias is not a dense tensor of floats",
-    ),
-    "a number for a tensor": (
-        lambda: changed(bn1__bias=1.0),
-        "bn1.bias is not a dense tensor of floats",
-    ),
-    "a whole checkpoint": (
-        lambda: {"epoch": 3, "optimizer": {"lr": 0.1}, "state_dict": dict(discriminating_state_dict())},
-        "is a whole checkpoint, with 'optimizer', 'state_dict': save its state_dict alone",
-    ),
+    "a negative variance": (lambda: changed(bn1__running_var=vector(-1.0)), "bn1.running_var has negative variances"),
+    "integers": (lambda: changed(bn1__bias=vector(1, dtype=torch.int64)), "bn1.bias is not a dense tensor of floats"),
+    "a sparse tensor": (lambda: changed(bn1__bias=vector(1.0).to_sparse()), "bn1.bias is not a dense tensor of floats"),
+    "no values": (lambda: changed(bn1__bias=vector(1.0, device="meta")), "bn1.bias is not a dense tensor of floats"),
+    "no tensor": (lambda: changed(bn1__bias=1.0), "bn1.bias is not a dense tensor of floats"),
+    "a checkpoint": (lambda: {"epoch": 3, "state_dict": discriminating_state_dict()}, "is a whole checkpoint"),
     "DataParallel's prefix": (
-        lambda: {f"module.{name}": value for name, value in discriminating_state_dict().items()},
-        "has names that start with 'module.', as DataParallel makes them: save model.module.state_dict()",
+        lambda: {f"module.{name}": value for name, value in discriminating_state_dict().items()}, "'module.'"
     ),
-    "a list": (
-        lambda: list(discriminating_state_dict().values()),
-        "holds a list, not a state_dict",
-    ),
-    "a bare tensor": (
-        lambda: torch.ones(3),
-        "holds a Tensor, not a state_dict",
-    ),
-    "names that are numbers": (
-        lambda: dict(enumerate(discriminating_state_dict().values())),
-        "holds a dict, not a state_dict",
-    ),
-    "nothing": (
-        dict,
-        # 20 convolutions, and 4 tensors for the BatchNorm of each
-        "lacks 'conv1.weight', 'bn1.weight', 'bn1.bias' and 97 more",
-    ),
-    "a name with a line break": (
-        lambda: changed(**{"two\nlines": torch.ones(1)}),
-        r"has 'two\nlines', which ResNet18 has not",
-    ),
-}
+    "a list": (lambda: list(discriminating_state_dict().values()), "holds a list, not a state_dict"),
+    "names that are numbers": (lambda: {0: torch.ones(3)}, "holds a dict, not a state_dict"),
+}  # fmt: skip
 
 
 # torch says so when it loads the sparse tensor of one case.
@@ -356,9 +257,8 @@ WRONG_CONTENT: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("case", WRONG_CONTENT)
 def test_a_file_with_something_else_is_refused_in_one_line_that_names_it(tmp_path: Path, case: str) -> None:
     make, reason = WRONG_CONTENT[case]
-    path = tmp_path / "b.pth"
-    torch.save(make(), path)
-    assert re.sub(r"^\S+?b\.pth:? ", "", refusal(path)) == reason
+    torch.save(make(), tmp_path / "b.pth")
+    assert reason in refusal(tmp_path / "b.pth")
 
 
 def refusal(path: Path) -> str:
@@ -370,18 +270,13 @@ def refusal(path: Path) -> str:
     return line
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "nothing.pth"
-    assert refusal(path) == f"{path} can't be read: No such file or directory"
-
-
-def test_a_directory_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == f"{tmp_path} is a directory; a file with a state_dict is wanted"
-
-
-def test_a_device_is_refused_unread() -> None:
-    path = Path("/dev/zero")
-    assert refusal(path) == "/dev/zero is a device or pipe; a file with a state_dict is wanted"
+def test_what_is_no_readable_file_is_named_and_a_device_is_not_read(tmp_path: Path) -> None:
+    for path, reason in {
+        tmp_path / "nothing.pth": "can't be read: No such file or directory",
+        tmp_path: "is a directory; a file with a state_dict is wanted",
+        Path("/dev/zero"): "is a device or pipe; a file with a state_dict is wanted",
+    }.items():
+        assert refusal(path) == f"{path} {reason}"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -397,20 +292,11 @@ def test_a_file_can_not_pass_for_other_weights_by_its_name(tmp_path: Path, name:
     assert refusal(path) == f"'{path}' is no name for weights: rename the file"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\x00", b"<html>404</html>", b"\x80\x02.", b"PK\x03\x04 not a zip", os.urandom(999)],
-)
-def test_a_file_that_torch_did_not_write_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "c.pth"
-    path.write_bytes(content)
-    assert refusal(path) == f"{path} is not a file that torch.save wrote, or is damaged"
-
-
-def test_a_file_cut_short_is_refused(tmp_path: Path, pth: Path) -> None:
-    path = tmp_path / "half.pth"
-    path.write_bytes(pth.read_bytes()[: pth.stat().st_size // 2])
-    assert refusal(path) == f"{path} is not a file that torch.save wrote, or is damaged"
+def test_a_damaged_file_and_one_that_torch_did_not_write_are_refused(tmp_path: Path, pth: Path) -> None:
+    path, half = tmp_path / "c.pth", pth.read_bytes()[: pth.stat().st_size // 2]
+    for content in (b"", b"<html>404</html>", b"\x80\x02.", b"PK\x03\x04 not a zip", os.urandom(999), half):
+        path.write_bytes(content)
+        assert refusal(path) == f"{path} is not a file that torch.save wrote, or is damaged"
 
 
 class Trap:
@@ -423,17 +309,10 @@ class Trap:
         return os.mkdir, (str(self.directory),)
 
 
-def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_executed_and_a_whole_model_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Trap(tmp_path / "executed")}, tmp_path / "trap.pth")
-    line = refusal(tmp_path / "trap.pth")
+    assert "was not loaded (it calls 'posix.mkdir')" in refusal(tmp_path / "trap.pth")
     assert not (tmp_path / "executed").exists()
-    assert line.endswith(
-        "holds more than tensors and was not loaded (it calls 'posix.mkdir'): "
-        "save model.state_dict(), not the model"
-    )
-
-
-def test_a_whole_pickled_model_is_not_loaded(tmp_path: Path) -> None:
     torch.save(resnet18(), tmp_path / "model.pth")
     assert "(it calls 'torchvision.models.resnet.ResNet')" in refusal(tmp_path / "model.pth")
 
@@ -453,9 +332,11 @@ def named_after(content: bytes) -> str:
     return f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
 
 
-def failed_download(url: str, *, timeout_s: float = 10) -> str:
-    with pytest.raises(DownloadFailed) as failed:
+def refused_download(url: str, *, timeout_s: float = 10, later: bool) -> str:
+    """What is said of `url`; `later` says whether trying later may work."""
+    with pytest.raises(WeightsError) as failed:
         imagenet_weights(url, timeout_s=timeout_s)
+    assert isinstance(failed.value, DownloadFailed) is later
     return str(failed.value)
 
 
@@ -463,25 +344,21 @@ def test_a_download_is_kept_and_not_made_again(cache: Path, pth: Path, weights: 
     content = pth.read_bytes()
     name = named_after(content)
     with serve_files({name: content}) as origin:
-        downloaded = imagenet_weights(f"{origin}/{name}")
+        downloaded = imagenet_weights(f"{origin}/{name}", timeout_s=3)
     assert (downloaded.name, downloaded.source) == ("imagenet", f"{origin}/{name}")
     assert (downloaded.sha256, downloaded.trained) == (weights.sha256, True)
     assert same(downloaded.state_dict, weights.state_dict)
     assert [file.name for file in cache.iterdir()] == [name]
     again = imagenet_weights(f"{origin}/{name}")  # the server is gone
     assert again.sha256 == weights.sha256
+    assert socket.getdefaulttimeout() is None  # sockets of others keep theirs
 
 
 def test_a_download_with_another_sha256_is_refused_and_not_kept(cache: Path) -> None:
     with serve_files({"resnet18-01234567.pth": b"another file"}) as origin:
-        url = f"{origin}/resnet18-01234567.pth"
-        with pytest.raises(WeightsError) as refused:
-            imagenet_weights(url)
+        said = refused_download(f"{origin}/resnet18-01234567.pth", later=False)
     got = hashlib.sha256(b"another file").hexdigest()
-    assert str(refused.value) == (
-        f'{url} was cut short or is not the right file: invalid hash value (expected "01234567", got "{got}")'
-    )
-    assert not isinstance(refused.value, DownloadFailed)
+    assert said.endswith(f'is not the right file: invalid hash value (expected "01234567", got "{got}")')
     assert list(cache.iterdir()) == []
 
 
@@ -496,43 +373,23 @@ def test_a_download_that_is_cut_short_is_refused_and_not_kept(cache: Path, pth: 
     assert list(cache.iterdir()) == []
 
 
-def test_a_damaged_file_in_the_cache_is_named_and_not_used(cache: Path) -> None:
+def test_a_damaged_file_in_the_cache_and_a_url_without_a_sha256_are_named_and_not_used(cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / "resnet18-01234567.pth").write_bytes(b"damaged")
-    with pytest.raises(WeightsError) as refused:
-        imagenet_weights("http://127.0.0.1:1/resnet18-01234567.pth")
-    got = hashlib.sha256(b"damaged").hexdigest()
-    assert str(refused.value) == (
-        f"{cache}/resnet18-01234567.pth is damaged, its sha256 is {got}: delete it and try again"
-    )
+    said = refused_download("http://127.0.0.1:1/resnet18-01234567.pth", later=False)
+    assert said.startswith(f"{cache}/resnet18-01234567.pth is damaged, its sha256 is ")
+    assert "the start of a sha256" in refused_download("http://127.0.0.1:1/resnet18.pth", later=False)
 
 
-def test_a_url_that_promises_no_sha256_is_refused(cache: Path) -> None:
-    with pytest.raises(WeightsError, match="does not end in the start of a sha256"):
-        imagenet_weights("http://127.0.0.1:1/resnet18.pth")
-
-
-def test_a_file_that_the_server_does_not_have_is_a_failed_download(cache: Path) -> None:
+def test_a_404_a_refused_connection_and_no_answer_are_failed_downloads(cache: Path) -> None:
     with serve_files({}) as origin:
         url = f"{origin}/resnet18-01234567.pth"
-        assert failed_download(url) == f"{url} can't be downloaded: HTTP 404 Not Found"
-    assert not cache.exists()
-
-
-def test_a_refused_connection_is_a_failed_download(cache: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed_again:
-        url = f"http://127.0.0.1:{closed_again.getsockname()[1]}/resnet18-01234567.pth"
-    line = f"{url} can't be downloaded: [Errno 111] Connection refused"
-    assert failed_download(url) == line
-    assert not cache.exists()
-
-
-def test_a_server_that_never_answers_is_a_failed_download_after_the_timeout(cache: Path) -> None:
+        assert refused_download(url, later=True) == f"{url} can't be downloaded: HTTP 404 Not Found"
+    assert refused_download(url, later=True).endswith("[Errno 111] Connection refused")
     with serve_files({}, silent=True) as origin:
-        started_s = time.monotonic()
-        line = failed_download(f"{origin}/resnet18-01234567.pth", timeout_s=0.2)
-        assert time.monotonic() - started_s < 5
-    assert re.search(r"can't be downloaded: (no answer within 0\.2 s|timed out)$", line)
+        said = refused_download(f"{origin}/resnet18-01234567.pth", timeout_s=0.2, later=True)
+    assert re.search(r"can't be downloaded: (no answer within 0\.2 s|timed out)$", said)
+    assert not cache.exists()
 
 
 def test_a_cache_that_can_not_be_written_is_not_called_a_failed_download(
@@ -540,19 +397,9 @@ def test_a_cache_that_can_not_be_written_is_not_called_a_failed_download(
 ) -> None:
     (tmp_path / "hub").write_bytes(b"a file where the folder should be")
     name = named_after(pth.read_bytes())
-    with serve_files({name: pth.read_bytes()}) as origin, pytest.raises(WeightsError) as refused:
-        imagenet_weights(f"{origin}/{name}")
-    assert str(refused.value) == (
-        f"the download can't be kept in {cache}: Not a directory (TORCH_HOME says where torch keeps them)"
-    )
-    assert not isinstance(refused.value, DownloadFailed)
-
-
-def test_sockets_of_others_keep_their_timeout_after_a_download(cache: Path, pth: Path) -> None:
-    name = named_after(pth.read_bytes())
     with serve_files({name: pth.read_bytes()}) as origin:
-        imagenet_weights(f"{origin}/{name}", timeout_s=3)
-    assert socket.getdefaulttimeout() is None
+        said = refused_download(f"{origin}/{name}", later=False)
+    assert said.startswith(f"the download can't be kept in {cache}: Not a directory")
 
 
 def test_the_url_and_the_cache_are_torchvisions() -> None:

@@ -301,7 +301,7 @@ def containerize(folder: Path, *options: str, **environ: str) -> subprocess.Comp
     for name, script in (("docker", "exit 0"), ("bentoml", 'printf "<%s>" "$@"')):
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
-    command = [folder / "bin" / "python", ROOT / "scripts" / "containerize.py", *options]
+    command = [str(folder / "bin" / "python"), str(ROOT / "scripts" / "containerize.py"), *options]
     environ = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **environ}
     return subprocess.run(command, env=environ, capture_output=True, text=True)
 

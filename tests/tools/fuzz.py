@@ -1,6 +1,6 @@
 """`make fuzz MINUTES=10`: coverage-guided fuzzing of what reads what strangers send.
 
-    python -m tests.tools.fuzz --minutes 10      every target of tests/tools/fuzz_targets.py, one after the other
+    python -m tests.tools.fuzz --minutes 10      every target of fuzz_targets.py, in turn
     python -m tests.tools.fuzz decode FILE       one input again, with its traceback
     python -m tests.tools.fuzz decode -runs=1000 -seed=1 ...     one target, with libFuzzer's own options
 

@@ -8,12 +8,13 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.requests import Request
 from yarl import URL
 
-from embedder.cache import EmbeddingCache
+from embedder.engine import Engine
 from embedder.errors import (
     BodyTooLarge,
     EmbedderError,
@@ -23,14 +24,15 @@ from embedder.errors import (
     URLNotAllowed,
 )
 from embedder.fetch.data_url import read_data_url
-from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
-from embedder.http.bentoml_io import RouteRequest, Wiring, wired
-from embedder.http.dialects.embed import EmbedRequest
-from embedder.http.dialects.embed_batch import EmbedBatchRequest
-from embedder.pipeline import Image, Intake
-from embedder.runtime.memory import DecodingMemory, HeldBytes
-from tests import pictures
+from embedder.http.bentoml_io import route
+from embedder.http.dialects import Dialect
+from embedder.http.dialects.embed import Embed
+from embedder.http.dialects.embed_batch import EmbedBatch
+from embedder.http.exchange import Exchange
+from embedder.pipeline import DecodedImage
+from embedder.settings import Settings
+from tests import networks, pictures
 from tests.fetch.test_data_url import forgiving_base64
 from tests.fetch.test_urls import CLOUDINARY, assert_everybody_reads
 from tests.images import mutations
@@ -95,52 +97,39 @@ def _read(text: str) -> None:
 
 def body(data: bytes) -> None:
     """As the body of both routes, up to decoded images: each source an image or a documented error."""
-    service = _service()
-    for route in service.routes:
-        service.loop.run_until_complete(_admitted(service, route, data))
-        service.loop.run_until_complete(asyncio.sleep(0))  # where what the request held is given back
-        assert service.intake.in_flight_images == 0
-        assert service.held_bytes.total_bytes == 0
-
-
-@dataclass(frozen=True)
-class _Service:
-    """The parts of the service that a body meets before BentoML's batcher."""
-
-    loop: asyncio.AbstractEventLoop
-    intake: Intake
-    held_bytes: HeldBytes
-    routes: tuple[type[RouteRequest], ...]
+    loop, engine, routes = _started()
+    for dialect, input_spec in routes:
+        loop.run_until_complete(_received(dialect, input_spec, engine, data))
+        loop.run_until_complete(asyncio.sleep(0))  # where what the request held is given back
+        assert engine.pipeline.in_flight_images == 0
+        assert engine.byte_budget.total_bytes == 0
 
 
 @functools.cache
-def _service() -> _Service:
-    held_bytes = HeldBytes(10 * MAX_BODY_BYTES)
-    intake = Intake(
-        # No port, so no URL is allowed: nothing here looks up a name or dials an address.
-        Fetcher(URLPolicy(allowed_ports=frozenset()), max_bytes=1, timeout_s=1, max_redirects=0),
-        cache=EmbeddingCache(0),
-        held_bytes=held_bytes,
-        decoding_memory=DecodingMemory(100_000_000),
-        max_in_flight_images=2 * MAX_URLS,
+def _started() -> tuple[
+    asyncio.AbstractEventLoop, Engine, list[tuple[Dialect, Any]]
+]:  # Any: BentoML's, untyped
+    """All that a body meets before it is encoded."""
+    settings = Settings(
+        allowed_ports=frozenset(),  # so no URL is allowed: nothing here looks up a name or dials an address
+        max_urls=MAX_URLS,
+        max_body_bytes=MAX_BODY_BYTES,
         max_image_bytes=MAX_BODY_BYTES // 2,
         max_image_pixels=MAX_PIXELS,
-        decode_threads=1,
+        max_in_flight_images=2 * MAX_URLS,
+        max_in_flight_bytes=10 * MAX_BODY_BYTES,
+        max_decoding_bytes=100_000_000,
+        cache_entries=0,
     )
-    wiring = Wiring(
-        intake=intake,
-        held_bytes=held_bytes,
-        max_body_bytes=MAX_BODY_BYTES,
-        max_urls=MAX_URLS,
-        model_tag=lambda: "fuzz:1",
-    )
-    routes = (wired(EmbedRequest, wiring), wired(EmbedBatchRequest, wiring))
+    engine = Engine(settings, hash_files=False)
+    engine.spec = networks.spec()  # of no stored model: nothing is encoded
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(intake.start())
-    return _Service(loop, intake, held_bytes, routes)
+    loop.run_until_complete(engine.pipeline.start())
+    dialects = (Embed(), EmbedBatch(max_urls=MAX_URLS))
+    return loop, engine, [(dialect, route(dialect, engine)["input_spec"]) for dialect in dialects]
 
 
-async def _admitted(service: _Service, route: type[RouteRequest], data: bytes) -> None:
+async def _received(dialect: Dialect, input_spec: Any, engine: Engine, data: bytes) -> None:  # Any: as above
     chunks = [
         {"type": "http.request", "body": data[: len(data) // 2], "more_body": True},
         {"type": "http.request", "body": data[len(data) // 2 :], "more_body": False},
@@ -149,16 +138,22 @@ async def _admitted(service: _Service, route: type[RouteRequest], data: bytes) -
     async def receive() -> dict[str, object]:
         return chunks.pop(0)
 
+    exchange = Exchange(dialect, engine.metrics)
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
-    admission = await route.from_http_request(Request(scope, receive), None)
-    if isinstance(admission.outcomes, EmbedderError):
-        assert isinstance(admission.outcomes, InvalidRequest | BodyTooLarge), repr(admission.outcomes)
-        return
-    assert len(admission.outcomes) <= MAX_URLS
-    for outcome in admission.outcomes:
-        assert isinstance(outcome, Image | EmbedderError), repr(outcome)
-        assert not isinstance(outcome, InternalError), "an image failed in a way that was not foreseen"
-    assert admission.pixels.shape == (len(admission.images), 224, 224, 3)
+    with exchange.resources:
+        request = Request(exchange.enter(scope), receive)
+        arguments = await input_spec.from_http_request(request, None)
+        outcomes = exchange.outcomes
+        assert outcomes is not None
+        if isinstance(outcomes, EmbedderError):
+            assert isinstance(outcomes, InvalidRequest | BodyTooLarge), repr(outcomes)
+            return
+        assert len(outcomes) <= MAX_URLS
+        for outcome in outcomes:
+            assert isinstance(outcome, DecodedImage) or outcome.error is not None, repr(outcome)
+            assert isinstance(outcome, DecodedImage) or not isinstance(outcome.error, InternalError), "a bug"
+        images = {id(outcome) for outcome in outcomes if isinstance(outcome, DecodedImage)}
+        assert arguments.pixels.shape == (len(images), 224, 224, 3)
 
 
 _DATA_URL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"

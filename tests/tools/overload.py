@@ -44,11 +44,11 @@ import uvloop
 from benchmarks import load
 from benchmarks.origin import Origin as Nginx
 from benchmarks.photos import make_photos
-from embedder.http.bentoml_io import BODY_TIMEOUT_S
-from embedder.http.connection import HEAD_TIMEOUT_S
-from embedder.http.gate import LINGER_BYTES, LINGER_S
+from embedder.http.body import BODY_TIMEOUT_S
+from embedder.http.client import LINGER_BYTES, LINGER_S
+from embedder.http.uvicorn_private import HEAD_TIMEOUT_S
 from embedder.runtime.cpu import available_cores
-from embedder.settings import KNOBS, WORKER_BYTES
+from embedder.settings import WORKER_BYTES, Settings
 from tests import pictures
 from tests.answers import hang, says, with_length
 from tests.origin import Origin
@@ -58,10 +58,11 @@ from tests.weights import save_pth, saved_model
 
 SIZE = "640"
 CLIENTS = 16
-FETCH_TIMEOUT_S = float(KNOBS["fetch_timeout_s"].default)
+USUAL = Settings()
+FETCH_TIMEOUT_S = USUAL.fetch_timeout_s
 GIVEN_UP_S = 3.0
 CLIENT_TIMEOUT_S = 30.0
-BODY_LIMIT_BYTES = int(KNOBS["max_body_bytes"].default)
+BODY_LIMIT_BYTES = USUAL.max_body_bytes
 REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + FETCH_TIMEOUT_S + 35
 """service.py's: nothing is in work for longer, so that draining takes no longer either."""
 SOCKET_BUFFERS_BYTES = 16_000_000

@@ -1,10 +1,9 @@
-"""`make soak MINUTES=30`: a server under good and hostile traffic, and what it holds on to meanwhile.
+"""`make soak MINUTES=30`: a server under good and hostile traffic, and which resources it keeps.
 
-Prints memory, descriptors, threads, files and latency over time, writes soak.png, and ends with 1 when an
-answer is not a documented one or does not come, when an image gets another embedding than before the traffic,
-when more than 1 % of the good ones get none, when a process of the server's was replaced, or when something
-grows: memory by 1 MB a minute or more after the first fifth of the run, and the rest at all, from an idle
-server before the traffic to an idle one after it.
+Prints memory, descriptors, threads, files and latency over time. Ends with 1 when an answer is undocumented or
+missing, when an image gets another embedding than before the traffic, when more than 1 % of the good images
+get none, when a process of the server was replaced, when memory grows by 1 MB a minute or more after the first
+fifth of the run, or when an idle server has more descriptors, threads or files after the traffic than before.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import matplotlib.pyplot as plt
 import numpy as np
 import requests
 from numpy.typing import NDArray
@@ -36,16 +34,15 @@ from tests.weights import save_pth, saved_model
 Embedding: TypeAlias = NDArray[np.float32]
 
 CLIENTS = 12
-EVERY_S = 5.0
+SAMPLE_EVERY_S = 5.0
 WARM_UP = 0.2
 MAX_MEMORY_SLOPE_MB_MIN = 1.0
 MAX_SHED = 0.01
 """Of good images: twelve clients are no overload."""
 FIRST_S = 10.0
-"""Of traffic, before an idle server is looked at for comparison."""
+"""Of traffic, before the first sample: what is opened once is open then."""
 IDLE_S = 35.0
-"""After traffic, until what it left must be gone: aiohttp looks every 15 s for connections to an origin that
-were not used for 15 s."""
+"""After traffic: aiohttp looks every 15 s for connections that were not used for 15 s, and closes them."""
 
 DOCUMENTED: Mapping[int, set[str | None]] = {
     200: {None},
@@ -108,7 +105,6 @@ def main() -> int:
         prog="python -m tests.tools.soak", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--chart", type=Path, default=Path("soak.png"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Origin() as origin:
         images = _furnish(origin)
@@ -128,7 +124,6 @@ def main() -> int:
     for line in _table(samples):
         print(line)
     print("answers:", dict(seen.answers.most_common()))
-    _draw(samples, options.chart)
     failures = [*_growth(samples), *(f"{count} x {what}" for what, count in seen.wrong.items())]
     for failure in failures:
         print(f"soak: {failure}")
@@ -160,13 +155,13 @@ def _run(
             thread.start()
         return threads
 
-    for client in clients(FIRST_S):  # what is opened once is open then
+    for client in clients(FIRST_S):
         client.join()
     time.sleep(IDLE_S)
     samples, processes = [sample()], server.children()
     under_way = clients(60 * minutes)
     while any(client.is_alive() for client in under_way):
-        time.sleep(EVERY_S)
+        time.sleep(SAMPLE_EVERY_S)
         samples.append(sample())
     time.sleep(IDLE_S)
     samples.append(sample())
@@ -184,7 +179,7 @@ def _embedding(server: Server, url: str) -> Embedding:
 
 
 class _Client:
-    """One of those that ask, one request after the other, whatever chance says."""
+    """Sends one request after the other, each of a random kind."""
 
     def __init__(
         self, server: Server, origin: Origin, known: Mapping[str, Embedding], seen: Seen, seed: int
@@ -193,7 +188,7 @@ class _Client:
         self._known = known
         self._images = list(known)
         self._hostile = [origin.url(f"/hostile/{name}") for name in HOSTILE]
-        # Loopback, but not what is allowed: were it fetched after all, nothing would leave this machine.
+        # Loopback, but not allowed: were it fetched after all, nothing would leave this machine.
         self._hostile.append(origin.url("/good/0", host="127.0.0.2"))
         self._seen = seen
         self._chance = random.Random(seed)
@@ -212,7 +207,7 @@ class _Client:
             (ask,) = self._chance.choices(list(kinds), list(kinds.values()))
             try:
                 ask()
-            except Exception as exc:  # it would end this thread, and nobody would be told
+            except Exception as exc:  # it would end this thread unseen
                 self._seen.complain(f"{ask.__name__}: {exc!r}")
 
     def _good(self) -> None:
@@ -290,18 +285,12 @@ HOSTILE = ("404", "hang", "drip", "reset", "text", "loop", *pictures.hostile())
 
 
 def _furnish(origin: Origin) -> list[str]:
-    """Makes what `origin` serves; gives the URLs of good images."""
+    """Gives `origin` its files; returns the URLs of good images."""
     good = []
-    for number, (width, height, format) in enumerate(
-        [
-            (640, 480, "JPEG"),
-            (1600, 1067, "JPEG"),
-            (500, 700, "PNG"),
-            (800, 600, "WEBP"),
-            (224, 224, "GIF"),
-            (4000, 3000, "JPEG"),
-        ]
-    ):
+    kinds = ["640x480 JPEG", "1600x1067 JPEG", "500x700 PNG", "800x600 WEBP", "224x224 GIF", "4000x3000 JPEG"]
+    for number, kind in enumerate(kinds):
+        size, format = kind.split()
+        width, height = map(int, size.split("x"))
         origin.serve(f"/good/{number}", pictures.encoded(pictures.photo(width, height), format))
         good.append(origin.url(f"/good/{number}"))
     for name, data in pictures.hostile().items():
@@ -338,7 +327,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _growth(samples: Sequence[Sample]) -> list[str]:
-    """What grew and must not."""
+    """What grew although it must not, a sentence each."""
     before, *under_load, after = samples
     warm = under_load[int(WARM_UP * len(under_load)) :]
     failures = []
@@ -350,9 +339,9 @@ def _growth(samples: Sequence[Sample]) -> list[str]:
     for name in ("descriptors", "threads", "files"):
         first, last = getattr(before, name), getattr(after, name)
         highest = max(getattr(sample, name) for sample in under_load)
-        print(f"{name}: {first} before, at most {highest}, {last} when all was over")
+        print(f"{name}: {first} before, at most {highest}, {last} afterwards")
         if last > first:
-            failures.append(f"{name}: {first} before, {last} when all was over")
+            failures.append(f"{name}: {first} before, {last} afterwards")
     return failures
 
 
@@ -363,18 +352,6 @@ def _table(samples: Sequence[Sample]) -> Iterator[str]:
             f"{sample.minute:6.1f} {sample.memory_mb:10.0f} {sample.descriptors:12d} {sample.threads:8d} "
             f"{sample.files:6d} {sample.p50_ms:7.0f} {sample.p99_ms:7.0f} {sample.answers:8d}"
         )
-
-
-def _draw(samples: Sequence[Sample], file: Path) -> None:
-    names = ("memory_mb", "descriptors", "threads", "files", "p50_ms", "p99_ms")
-    figure, panels = plt.subplots(len(names), 1, figsize=(8, 10), sharex=True, layout="constrained")
-    for panel, name in zip(panels, names, strict=True):
-        panel.plot([sample.minute for sample in samples], [getattr(sample, name) for sample in samples])
-        panel.set_ylabel(name)
-        panel.set_ylim(bottom=0)
-    panels[-1].set_xlabel("minutes")
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -2,45 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 
-from embedder.cache import Embedding
+from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
-from embedder.http.bentoml_io import RouteRequest, RouteResponse
-from embedder.model.encoder import DIMENSION
+from embedder.http.dialects import Documentation, Query, Reply
+from embedder.http.dialects.native import (
+    EXAMPLE_ERRORS,
+    EXAMPLE_URL,
+    MAX_VALUES,
+    MEDIA_TYPES,
+    error_reply,
+    error_responses,
+    json_content,
+    json_object,
+    json_reply,
+)
+from embedder.model.spec import ModelSpec
 
 
-class EmbedRequest(RouteRequest):
+class EmbedRequest(BaseModel):
     """One image."""
 
     url: str = Field(
         description="Where the image is: http(s), or a base64 `data:` URL that carries the image itself.",
-        examples=["https://res.cloudinary.com/demo/image/upload/sample.jpg"],
+        examples=[EXAMPLE_URL],
+        json_schema_extra={"format": "uri"},
     )
 
-    @classmethod
-    def sources(cls, body: dict[str, Any]) -> list[str]:  # Any: JSON
-        url = body.get("url")
-        if not isinstance(url, str):
-            raise InvalidRequest('the body has no text under "url": send {"url": "https://..."}')
-        return [url]
 
-
-class EmbedResponse(RouteResponse):
+class EmbedResponse(BaseModel):
     """The image's embedding."""
 
-    embedding: list[float] = Field(
-        description=f"float32, {DIMENSION} numbers of Euclidean norm 1.",
-        min_length=DIMENSION,
-        max_length=DIMENSION,
-    )
+    embedding: list[float] = Field(description="float32, of Euclidean norm 1.")
 
-    @classmethod
-    def render(cls, results: Sequence[Embedding | EmbedderError]) -> object:
+
+class Embed:
+    path = "/embed"
+    media_types = MEDIA_TYPES
+    request_model = EmbedRequest
+    response_model = EmbedResponse
+
+    def parse(self, body: bytes, headers: Headers) -> Query:
+        url = json_object(body, max_values=MAX_VALUES).get("url")
+        if not isinstance(url, str):
+            raise InvalidRequest('the body has no text under "url": send {"url": "https://..."}')
+        return Query([url])
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
         (result,) = results
-        if isinstance(result, EmbedderError):
-            raise result
-        return {"embedding": result}
+        if result.error is not None:
+            raise result.error
+        return json_reply({"embedding": result.embedding})
+
+    def error(self, error: EmbedderError) -> Reply:
+        return error_reply(error)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        response = EmbedResponse.model_json_schema()
+        response["properties"]["embedding"] |= {"minItems": spec.dimension, "maxItems": spec.dimension}
+        return Documentation(
+            operation={
+                "summary": "The embedding of one image",
+                "description": "Downloads the image, decodes it, and returns its embedding.",
+                "requestBody": {
+                    "required": True,
+                    "content": json_content("EmbedRequest", {"url": EXAMPLE_URL}),
+                },
+                "responses": {
+                    "200": {
+                        "description": "Successful Response",
+                        "content": json_content("EmbedResponse", {"embedding": example_embedding(spec)}),
+                    },
+                    **error_responses(EXAMPLE_ERRORS),
+                },
+            },
+            schemas={"EmbedRequest": EmbedRequest.model_json_schema(), "EmbedResponse": response},
+        )
+
+
+def example_embedding(spec: ModelSpec) -> list[float]:
+    """A vector of norm 1."""
+    return [round(1 / math.sqrt(spec.dimension), 8)] * spec.dimension

@@ -3,68 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field, WithJsonSchema
+from starlette.datastructures import Headers
 
-from embedder.cache import Embedding
+from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
-from embedder.http.bentoml_io import RouteRequest, RouteResponse
-from embedder.model.encoder import DIMENSION
+from embedder.http.dialects import Documentation, Json, Query, Reply
+from embedder.http.dialects.embed import example_embedding
+from embedder.http.dialects.native import (
+    EXAMPLE_ERRORS,
+    EXAMPLE_URL,
+    ITEM_CODES,
+    MAX_VALUES,
+    MEDIA_TYPES,
+    OF_ONE_IMAGE,
+    error_reply,
+    error_responses,
+    json_content,
+    json_object,
+    json_reply,
+)
+from embedder.model.spec import ModelSpec
+
+# Two types in one place, not an `anyOf`: BentoML's client reads a value by the first of those, and fails on a
+# null that should be a list.
+_EMBEDDING_OR_NULL: Json = {"type": ["array", "null"], "items": {"type": "number"}}
 
 
-class EmbedBatchRequest(RouteRequest):
+class EmbedBatchRequest(BaseModel):
     """Some images."""
 
     urls: list[str] = Field(
         description="Where the images are: http(s), or base64 `data:` URLs that carry the images themselves.",
-        examples=[["https://res.cloudinary.com/demo/image/upload/sample.jpg"]],
+        examples=[[EXAMPLE_URL]],
     )
-
-    @classmethod
-    def sources(cls, body: dict[str, Any]) -> list[str]:  # Any: JSON
-        urls = body.get("urls")
-        if not isinstance(urls, list):
-            raise InvalidRequest('the body has no list under "urls": send {"urls": ["https://...", ...]}')
-        if len(urls) > cls.wiring.max_urls:
-            raise InvalidRequest(f"the body has {len(urls)} URLs; the limit is {cls.wiring.max_urls}")
-        for index, url in enumerate(urls):
-            if not isinstance(url, str):
-                raise InvalidRequest(f"urls[{index}] is not text")
-        return urls
 
 
 class ItemError(BaseModel):
     """Why one image has no embedding."""
 
     index: int = Field(description="The image's place in `urls`, from 0.", ge=0)
-    code: str = Field(description="What kind of error, for programs.")
+    code: str = Field(description="What kind of error, for programs.", json_schema_extra={"enum": ITEM_CODES})
     error: str = Field(description="What happened, for people.")
 
 
-# Two types in one place, not an `anyOf`: BentoML's client reads a value by the first of those, and fails on a
-# null that should be a list.
-_EmbeddingOrNull = Annotated[
-    list[float] | None,
-    WithJsonSchema(
-        {"type": ["array", "null"], "items": {"type": "number"}, "minItems": DIMENSION, "maxItems": DIMENSION}
-    ),
-]
-
-
-class EmbedBatchResponse(RouteResponse):
+class EmbedBatchResponse(BaseModel):
     """An embedding or null for each URL, in their order, and why for each null."""
 
-    embeddings: list[_EmbeddingOrNull] = Field(description="As many as `urls`; null where there is none.")
+    embeddings: list[Annotated[list[float] | None, WithJsonSchema(_EMBEDDING_OR_NULL)]] = Field(
+        description="As many as `urls`; null where there is none."
+    )
     errors: list[ItemError] = Field(description="One for each null, in the order of their index.")
 
-    @classmethod
-    def render(cls, results: Sequence[Embedding | EmbedderError]) -> object:
-        return {
-            "embeddings": [None if isinstance(result, EmbedderError) else result for result in results],
-            "errors": [
-                {"index": index, "code": result.code, "error": str(result)}
-                for index, result in enumerate(results)
-                if isinstance(result, EmbedderError)
-            ],
+
+class EmbedBatch:
+    path = "/embed_batch"
+    media_types = MEDIA_TYPES
+    request_model = EmbedBatchRequest
+    response_model = EmbedBatchResponse
+
+    def __init__(self, *, max_urls: int) -> None:
+        self._max_urls = max_urls
+
+    def parse(self, body: bytes, headers: Headers) -> Query:
+        urls = json_object(body, max_values=MAX_VALUES + 64 * self._max_urls).get("urls")
+        if not isinstance(urls, list):
+            raise InvalidRequest('the body has no list under "urls": send {"urls": ["https://...", ...]}')
+        if len(urls) > self._max_urls:
+            raise InvalidRequest(f"the body has {len(urls)} URLs; the limit is {self._max_urls}")
+        for index, url in enumerate(urls):
+            if not isinstance(url, str):
+                raise InvalidRequest(f"urls[{index}] is not text")
+        return Query(urls)
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+        return json_reply(
+            {
+                "embeddings": [result.embedding for result in results],
+                "errors": [
+                    {"index": index, "code": result.error.code, "error": str(result.error)}
+                    for index, result in enumerate(results)
+                    if result.error is not None
+                ],
+            }
+        )
+
+    def error(self, error: EmbedderError) -> Reply:
+        return error_reply(error)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        request = EmbedBatchRequest.model_json_schema()
+        request["properties"]["urls"]["maxItems"] = self._max_urls
+        response = EmbedBatchResponse.model_json_schema(ref_template="#/components/schemas/{model}")
+        item_error = response.pop("$defs")["ItemError"]
+        response["properties"]["embeddings"]["items"] |= {
+            "minItems": spec.dimension,
+            "maxItems": spec.dimension,
         }
+        example = {
+            "embeddings": [example_embedding(spec), None],
+            "errors": [{"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}],
+        }
+        return Documentation(
+            operation={
+                "summary": "The embeddings of many images",
+                "description": f"As `/embed`, for up to {self._max_urls} images at once. An image that fails "
+                "leaves a null in its place and an item under `errors`; the others are not affected and the "
+                "status is 200.",
+                "requestBody": {
+                    "required": True,
+                    "content": json_content(
+                        "EmbedBatchRequest", {"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]}
+                    ),
+                },
+                "responses": {
+                    "200": {
+                        "description": "Successful Response",
+                        "content": json_content("EmbedBatchResponse", example),
+                    },
+                    **error_responses(e for e in EXAMPLE_ERRORS if e.status not in OF_ONE_IMAGE),
+                },
+            },
+            schemas={
+                "EmbedBatchRequest": request,
+                "EmbedBatchResponse": response,
+                "ItemError": item_error,
+            },
+        )

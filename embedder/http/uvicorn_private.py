@@ -1,63 +1,100 @@
-"""One connection of a client: uvicorn's, within bounds, and with our shape for what is no HTTP.
+"""One client's connection: uvicorn's httptools protocol, bounded. Written for uvicorn 0.54.
 
     bytes ─► parser ─┬─► request ─► served
                      ├─► request ─┐
                      ├─► request ─┴─ wait for those before them, MAX_WAITING at most
-                     └─► no HTTP, or too much of it: 400, after the answers to all before it
+                     └─► not HTTP, or too much of it: 400, after the answers to all before it
 
-uvicorn's own takes any number of requests behind one that is not answered, 70 bytes of memory for each byte.
-It takes heads of any length, waits for them for ever, and takes the fields behind a chunked body for headers.
-When the client goes it tells the last of its requests only. Where a client offers another protocol, as Java's
-and `curl --http2` do, it drops the body, or takes it for the next request. What is overridden here is private
-to uvicorn: the tests fail when it is not called any more.
+What uvicorn's own protocol does, and this one does not:
+
+- It takes any number of pipelined requests: 70 bytes of memory for each byte that is sent.
+- It takes heads of any length, and waits for their end without a limit.
+- It takes the trailers of a chunked body for headers: an API key among them would count.
+- When the client leaves, it tells only the last of its requests.
+- When a client offers another protocol (`curl --http2` and Java's HttpClient offer h2c), it drops the body of the
+  request, or takes the body for the next request.
+
+uvicorn's h11 protocol has bounds of its own, but costs 0.25 ms of CPU a request, and has no deadline for heads.
+All names of uvicorn that are used here are private. Importing this file checks that they are there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from embedder.errors import InvalidRequest
-from embedder.http.bentoml_io import error_response
-from embedder.http.gate import LINGER_S
+from embedder.http.client import ABORT, LINGER_S
+from embedder.http.dialects.native import error_reply
 from embedder.runtime.file_limits import is_reserved
 
-# Requests behind the one that is served. Few clients send any before they have their answer.
 MAX_WAITING = 16
-# Of what is not a body: a request's line and headers, and what is around and behind a chunked body.
+"""Pipelined requests behind the one that is served. Few clients send any."""
 MAX_HEAD_BYTES = 1 << 16
-_HEAD_TOO_LARGE = f"the request's head has over {MAX_HEAD_BYTES} bytes"
-# Until a connection's first request, and from the first byte of any to the end of its head; or from the end
-# of the answer that it was sent behind.
+"""Of a request's line and headers; also of what frames a chunked body, between two pieces of it and behind it."""
 HEAD_TIMEOUT_S = 30.0
-# Of a Content-Length: no number of bytes has more. Of thousands of them Python makes no number.
+"""For a connection's first request to begin, and for the rest of a head whose first byte is there.
+
+Behind a request that is being served it counts from the end of that answer."""
 MAX_LENGTH_DIGITS = 20
+"""Of a Content-Length. Python refuses to parse integers of thousands of digits."""
+
+_HEAD_TOO_LARGE = f"the request's head has over {MAX_HEAD_BYTES} bytes"
+
+
+def _check() -> None:
+    """Raises ImportError where uvicorn is not as this file knows it."""
+    overridden = [
+        *("connection_made", "connection_lost", "data_received", "_start_asgi_task", "_should_upgrade"),
+        *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
+        *("on_response_complete", "_unset_keepalive_if_required"),
+    ]
+    attributes = {
+        HttpToolsProtocol.__init__: ("parser", "pipeline", "cycle", "headers", "transport", "server_state"),
+        HttpToolsProtocol.on_url: ("url",),
+        HttpToolsProtocol.on_headers_complete: ("appendleft", "should_upgrade", "_should_upgrade"),
+        HttpToolsProtocol.on_response_complete: ("pipeline", "pop", "_start_asgi_task"),
+        RequestResponseCycle.__init__: (
+            *("scope", "disconnected", "message_event", "response_started", "response_complete"),
+        ),
+    }
+    known = (
+        all(hasattr(HttpToolsProtocol, name) for name in overridden)
+        and all(set(names) <= set(function.__code__.co_names) for function, names in attributes.items())
+        and list(inspect.signature(HttpToolsProtocol._start_asgi_task).parameters) == ["self", "cycle", "app"]
+    )
+    if not known:
+        raise ImportError(
+            "this uvicorn is not as embedder/http/uvicorn_private.py knows it: install requirements.lock"
+        )
+
+
+_check()
 
 
 class _TooMuch(ValueError):
-    """Raised out of the parser, with what a client is told."""
+    """Raised out of the parser, with the sentence for the client."""
 
 
 class Connection(HttpToolsProtocol):
-    """What BentoML's server makes for each client that connects."""
+    """What uvicorn makes for each client that connects."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: uvicorn's business
         super().__init__(*args, **kwargs)
         self._served: RequestResponseCycle | None = None
-        """The request that was begun last; those behind it are in `pipeline`, the newest first."""
+        """The last request that was begun. Those that wait are in `pipeline`, the newest first."""
         self._in_head = self._in_body = False
         self._head_bytes = 0
-        """Received since anything but a head was, or since the last one."""
-        self._kept_bytes = 0
-        """Of the head under way, kept: its target and its fields."""
+        """Received since the last piece of a body, or since the end of the last head."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._ignores_upgrade = False
-        """The request under way offers another protocol: it is read again, without that."""
+        """The request offers another protocol: it is parsed a second time, without the offer."""
         self._refusal: InvalidRequest | None = None
-        """Why nothing is read any more."""
+        """Why the rest of the connection is not parsed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -68,7 +105,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        # What comes after a refusal is dropped, but read: only so it is seen when the client goes.
+        # After a refusal bytes are read and dropped: without reading, nobody would see the client leave.
         while data and self._refusal is None:
             self._head_bytes += len(data)
             try:
@@ -90,17 +127,11 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._kept_bytes = 0
         self._ignores_upgrade = False
 
-    def on_url(self, url: bytes) -> None:
-        self._keep(len(url))
-        super().on_url(url)
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_body:
+        if self._in_body:  # a trailer
             return
-        self._keep(len(name) + len(value))
         if len(value) > MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             raise _TooMuch(f"the Content-Length has over {MAX_LENGTH_DIGITS} digits")
         super().on_header(name, value)
@@ -109,6 +140,9 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = False
         self._stop_waiting_for_head()
+        # `_head_bytes` never sees a head whose end is in the same piece of data as its beginning.
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            raise _TooMuch(_HEAD_TOO_LARGE)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._ignores_upgrade = True
             return
@@ -140,31 +174,26 @@ class Connection(HttpToolsProtocol):
             return
         if self._refusal is not None:
             self._send_refusal(self._refusal)
-        elif self._in_head:  # part of it is there: the connection is not idle, as uvicorn takes it to be
+        elif self._in_head:  # uvicorn takes the connection to be idle, but part of a head is there
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]  # a key of ours
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         return False
 
     def _head_without_upgrade(self) -> bytes:
-        """What was read of a request that offers another protocol: nobody has to accept that."""
+        """The head that was read, without its offer: a server may ignore one (RFC 9110 section 7.8)."""
         fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
         version = self.parser.get_http_version().encode()
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
 
-    def _keep(self, size: int) -> None:
-        # A head that ends in what is received together is never seen without its end.
-        self._kept_bytes += size
-        if self._kept_bytes > MAX_HEAD_BYTES:
-            raise _TooMuch(_HEAD_TOO_LARGE)
-
     def _in_work(self) -> bool:
-        """Whether a request is; others may wait behind it."""
+        """Whether a request is being served; others may wait behind it."""
         return self._served is not None and not self._served.response_complete
 
     def _wait_for_head(self) -> None:
@@ -184,13 +213,14 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, reason: str) -> None:
+        """Parse nothing more, and answer 400 after the answers to all whole requests before it."""
         self._refusal = InvalidRequest(reason)
         if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
-            self.pipeline.popleft()  # it will never have come
+            self.pipeline.popleft()  # its body will never be complete
         if not self._in_work():
             self._send_refusal(self._refusal)
         elif self._in_body and self._served is self.cycle:
-            if self.cycle.response_started:  # which says that the connection is closed
+            if self.cycle.response_started:  # an answer that says that the connection is closed
                 self.transport.close()
             else:
                 self._send_refusal(self._refusal)
@@ -198,10 +228,15 @@ class Connection(HttpToolsProtocol):
     def _send_refusal(self, refusal: InvalidRequest) -> None:
         if self.transport.is_closing():
             return
-        answer = error_response(refusal)
-        fields = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
-        head = STATUS_LINE[answer.status_code] + b"".join(b"%b: %b\r\n" % field for field in fields)
-        self.transport.write(head + b"\r\n" + answer.body)
+        reply = error_reply(refusal)
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", reply.media_type.encode()),
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"connection", b"close"),
+        ]
+        head = STATUS_LINE[reply.status] + b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(head + b"\r\n" + reply.body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.loop.call_later(LINGER_S, self.transport.close)

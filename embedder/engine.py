@@ -1,0 +1,285 @@
+"""Settings and a stored model → embeddings, without HTTP and without a BentoML server.
+
+sources ─► pipeline: fetch, decode ─► batcher ─► encoder ─► results
+
+async with Engine(Settings()) as engine:
+    results = await engine.embed(["https://example.org/a.jpg", image_bytes])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+
+import numpy as np
+
+from embedder import __version__
+from embedder.cache import EmbeddingCache
+from embedder.errors import EmbedderError, InternalError, Overloaded, megabytes
+from embedder.fetch.addresses import AddressPolicy
+from embedder.fetch.dialling import OwnAddressesUnknown, check_own_addresses_are_known
+from embedder.fetch.fetcher import Fetcher
+from embedder.fetch.urls import URLPolicy
+from embedder.images.decode_budget import DecodeBudget
+from embedder.metrics.measures import Metrics
+from embedder.model.batching import Array, Batcher, Lane
+from embedder.model.encoder import Embeddings, Encoder, Pixels
+from embedder.model.spec import ModelSpec
+from embedder.model.store import EmbeddingModel
+from embedder.pipeline import DecodedImage, Pipeline, Result, Source
+from embedder.runtime.byte_budget import ByteBudget
+from embedder.runtime.cores import Cores
+from embedder.runtime.cpu import available_cores
+from embedder.runtime.memory import mappable_bytes
+from embedder.runtime.threads import started_threads
+from embedder.settings import Settings, later_mapped_bytes
+
+__all__ = ["Engine", "Result", "Source", "StartError"]
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+# An image that finds no room is tried again: the images that have the room are done in seconds.
+MAX_TRIES = 60
+_MAX_LATENCY_S = 600.0
+
+
+class StartError(Exception):
+    """On this machine it can't start; the message is one sentence that says what to change."""
+
+
+class Engine:
+    """Makes embeddings. One to a process; start it, use it and close it on one event loop.
+
+    `check` and `start` are what changes the process: an environment variable keeps ONNX Runtime from reporting
+    its use, and threads are started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics | None = None,
+        cores_file: Path | None = None,
+        hash_files: bool = True,
+    ) -> None:
+        """Without `metrics` nothing is counted where somebody could read it.
+
+        `cores_file` is where the processes of one server tell each other which cores they use.
+
+        `hash_files`: each result has its file's sha256, also with a cache of 0 entries; 0.7 ms a MB.
+        """
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.model = EmbeddingModel(settings.model)
+        self.byte_budget = ByteBudget(settings.max_in_flight_bytes)
+        self._hash_files = hash_files
+        cores = available_cores()
+        # One image can't keep more than a few cores busy.
+        self._threads_alone = max(settings.threads, min(cores, 4))
+        self._cores = Cores(max(1, cores // settings.threads), file=cores_file)
+        # One for each batch that may be under way, and one for the image that tries a failed network again.
+        self._encode_threads = cores + 1
+        self._decode_threads = max(4, cores)
+        self.lane = Lane(self._cores, self.metrics)
+        self._submit = Batcher(
+            self.lane, max_batch_size=settings.max_batch_size, max_latency_s=_MAX_LATENCY_S
+        )(self._infer)
+        self._encoders: ThreadPoolExecutor
+        self._retrying: asyncio.Task[None]
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model's. Raises BentoMLException, in one sentence, where there is none that can be served."""
+        return self.model.spec(self.settings.precision)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.spec, threads=self.settings.threads, threads_alone=self._threads_alone)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        settings = self.settings
+        fetcher = Fetcher(
+            URLPolicy(
+                allowed_hosts=settings.allowed_hosts,
+                allowed_ports=settings.allowed_ports,
+                addresses=AddressPolicy(settings.allowed_networks),
+            ),
+            metrics=self.metrics,
+            max_bytes=settings.max_image_bytes,
+            timeout_s=settings.fetch_timeout_s,
+            connect_timeout_s=settings.connect_timeout_s,
+            max_redirects=settings.max_redirects,
+            max_connections=settings.max_in_flight_images,
+            version=__version__,
+            contact=settings.contact,
+            proxy=settings.proxy,
+        )
+        return Pipeline(
+            fetcher,
+            self.spec.preprocessing,
+            cache=EmbeddingCache(settings.cache_entries),
+            byte_budget=self.byte_budget,
+            decode_budget=DecodeBudget(settings.max_decoding_bytes),
+            metrics=self.metrics,
+            max_in_flight_images=settings.max_in_flight_images,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            decode_threads=self._decode_threads,
+            hash_files=self._hash_files,
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the network works: False from a failed batch until a blank image goes through it again."""
+        return self.encoder.healthy
+
+    async def __aenter__(self) -> Engine:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start threads, load the network.
+
+        Raises StartError and BentoMLException as `check` does, in one sentence.
+        """
+        self._encoders = started_threads(self._encode_threads, "encode")
+        try:
+            # On one of them, so that ONNX Runtime's own threads are as nice as they are.
+            await asyncio.get_running_loop().run_in_executor(self._encoders, self._load, self.encoder)
+            await self.pipeline.start()
+        except BaseException as error:
+            self._encoders.shutdown(wait=False)
+            if isinstance(error, OwnAddressesUnknown):
+                raise StartError(str(error)) from error
+            raise
+        self._retrying = asyncio.create_task(self._retry_failed_encoder())
+
+    def check(self) -> None:
+        """What would keep `start` from working, found without starting: for whoever starts it again when it fails.
+
+        Raises StartError for the machine and BentoMLException for the model, in one sentence.
+        """
+        mappable, needed = mappable_bytes(), later_mapped_bytes()
+        if mappable is not None and mappable < needed:
+            raise StartError(
+                f"a process may map {megabytes(mappable)} more and a worker takes {megabytes(needed)}: "
+                "raise its limit (`ulimit -v` or `ulimit -d`)"
+            )
+        try:
+            check_own_addresses_are_known()
+        except OwnAddressesUnknown as error:
+            raise StartError(str(error)) from error
+        self.model.check_file(self.settings.precision)
+        self._load(Encoder(self.spec, threads=1, threads_alone=1))  # which is forgotten again
+
+    def _load(self, encoder: Encoder) -> None:
+        file = self.model.file(self.settings.precision)
+        try:
+            encoder.load(file)
+        except MemoryError as error:
+            raise StartError(str(error)) from error
+        except Exception as error:  # ONNX Runtime's have no base class of their own
+            raise self.model.unusable(str(error).partition("\n")[0]) from error
+
+    async def close(self) -> None:
+        self._retrying.cancel()
+        await self.pipeline.close()
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(self, sources: Iterable[Source]) -> list[Result]:
+        """One result for each source, in their order, however many there are. Raises nothing for a source."""
+        return [result async for result in self.stream(sources)]
+
+    async def stream(self, sources: Iterable[Source]) -> AsyncIterator[Result]:
+        """The results, in the order of `sources`, as they come.
+
+        As many are in work at once as the budget of bytes has room for the largest image, and at most
+        `max_in_flight_images`. `sources` is read that far ahead and no further.
+        """
+        settings = self.settings
+        window = min(
+            settings.max_in_flight_images, max(1, settings.max_in_flight_bytes // settings.max_image_bytes)
+        )
+        tasks: deque[asyncio.Task[Result]] = deque()
+        try:
+            for source in sources:
+                if len(tasks) == window:
+                    yield await tasks.popleft()
+                tasks.append(asyncio.create_task(self._result(source)))
+            while tasks:
+                yield await tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def encode(self, pixels: Pixels) -> Embeddings:
+        """`Encoder.encode` off the event loop: on the core that the batch took, or on those beside it too.
+
+        Several threads serve one image only if nothing else needs the processor: threads that wait for each
+        other at every layer lose more than they win where others want the cores. Downloads from a slow origin
+        need none.
+        """
+        loop = asyncio.get_running_loop()
+        if self.pipeline.busy_images() > 1:
+            return await loop.run_in_executor(self._encoders, self.encoder.encode, pixels)
+        beside = self._threads_alone // self.settings.threads - 1
+        taken = self._cores.take(up_to=beside)
+        if taken < beside:
+            self._cores.give_back(taken)
+            return await loop.run_in_executor(self._encoders, self.encoder.encode, pixels)
+        try:
+            return await loop.run_in_executor(self._encoders, lambda: self.encoder.encode(pixels, alone=True))
+        finally:
+            self._cores.give_back(taken)
+
+    async def _result(self, source: Source) -> Result:
+        result = await self._try(source)
+        for _ in range(MAX_TRIES - 1):
+            if not isinstance(result.error, Overloaded):
+                break
+            await asyncio.sleep(RETRY_S)
+            result = await self._try(source)
+        return result
+
+    async def _try(self, source: Source) -> Result:
+        try:
+            with self.pipeline.places(1):
+                (outcome,) = await self.pipeline.outcomes([source])
+                return outcome if isinstance(outcome, Result) else await self._encoded(outcome)
+        except EmbedderError as error:
+            return Result(error=error)
+        except Exception:  # the network failed, for the whole batch
+            logger.exception("a batch failed in a way that was not foreseen")
+            return Result(error=InternalError())
+
+    async def _encoded(self, image: DecodedImage) -> Result:
+        began_s = perf_counter()
+        (embedding,) = await self._submit(image.pixels[np.newaxis])
+        self.pipeline.remember(image, embedding)
+        return image.result(embedding.copy(), encode_s=perf_counter() - began_s)  # a row would keep its batch
+
+    async def _infer(self, batch: Sequence[Array]) -> Sequence[Array]:
+        embeddings = await self.encode(np.concatenate(batch))
+        return np.split(embeddings, np.cumsum([len(rows) for rows in batch])[:-1])
+
+    async def _retry_failed_encoder(self) -> None:
+        """A server that is not ready gets no requests, so none would show that the network works again."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            if not self.encoder.healthy:
+                await asyncio.get_running_loop().run_in_executor(self._encoders, self.encoder.try_again)

@@ -1,0 +1,225 @@
+"""Connections that trust their origin less than aiohttp's do. Written for aiohttp 3.14.5.
+
+Everything here overrides or reads private names of aiohttp; nothing else in `embedder` does. They are checked
+when this module is imported, so that a release without them stops the start and removes no protection
+unnoticed.
+
+`aiohttp.TCPConnector(force_close=True)` in place of `BoundedConnector` works, too: it makes a connection, and
+a TLS handshake, for each image, and leaves floods of tiny chunks and of interim answers to the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
+
+# For one request: interim responses (1xx) and the real one. Servers send one or two interim ones.
+MAX_HEADS = 8
+HEAD_STEP_BYTES = 4096
+# For one response: what is not body, beside a sixteenth of the body. Chunks of one byte take a hundred times
+# as long to parse as the same body in one piece; servers send kilobytes in each, with six bytes around them.
+MAX_FRAMING_BYTES = 65_536
+
+
+class BoundedConnector(aiohttp.TCPConnector):
+    """Makes `StrictConnection`s, and keeps at most `limit` of them idle.
+
+    aiohttp's `limit` counts connections in use only, and keeps each idle one for 15 seconds: a wildcard
+    domain has as many names as it likes. The least recently used one is closed. Closing the newest would let
+    a flood of distinct names (17 a second fill the pool) push out the CDN's.
+    """
+
+    def __init__(self, *, limit: int, **options: Any) -> None:  # Any: passed on
+        super().__init__(limit=limit, **options)
+        self._factory = partial(_strict_connection, self._loop)
+        # By their last release. One that is in use again stays here until its turn, and is not closed then.
+        self._idle_since: dict[ResponseHandler, ConnectionKey] = {}
+
+    async def _wrap_create_connection(
+        self,
+        *factory: Any,
+        **options: Any,  # Any: passed on
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        protocol = self._factory()
+        try:
+            return await super()._wrap_create_connection(lambda: protocol, **options)
+        except BaseException:
+            # A cancelled fetch may have its connection already: both in one iteration of the event loop. Left
+            # alone, it waits 30 s for the peer's close_notify, or writes to a closed socket (uvloop).
+            protocol.abort()
+            raise
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        super()._release(key, protocol, should_close=should_close)
+        self._idle_since.pop(protocol, None)
+        if protocol.transport is None:  # it was closed, not kept
+            return
+        self._idle_since[protocol] = key
+        if len(self._idle_since) > self.limit:
+            self._close_least_recently_used()
+
+    def _close_least_recently_used(self) -> None:
+        protocol = next(iter(self._idle_since))
+        key = self._idle_since.pop(protocol)
+        idle = self._conns.get(key)
+        if idle and idle[0][0] is protocol:  # those of one host are in the same order
+            idle.popleft()
+            if not idle:
+                del self._conns[key]
+            protocol.close()
+
+
+def _strict_connection(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return StrictConnection(loop)
+
+
+class StrictConnection(ResponseHandler):
+    """A connection that carries one response for each request, and is cut when it carries anything else.
+
+    aiohttp's own hands a response that nobody asked for to the next request. It parses interim responses
+    (1xx) as fast as they come, for seconds in one iteration of the event loop, and tiny chunks until the
+    deadline. And the reader of a body waits until the deadline when the rest of the body is malformed.
+    """
+
+    _heads = 0
+    _answered = False
+    _received_bytes = 0
+
+    # Any, here and below: aiohttp's private types.
+    def set_response_params(self, **params: Any) -> None:
+        self._heads, self._answered, self._received_bytes = 0, False, 0
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[Any, Any], size: int = 0) -> None:
+        head, _ = data
+        self._heads += 1 + MAX_HEADS * self._answered
+        # All but interim ones are final. To aiohttp that includes 101 and 000 to 099.
+        self._answered = head.code == 101 or not 100 <= head.code < 200
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        if not data:  # aiohttp's own call: parse what it kept while reading was paused
+            super().data_received(data)
+            self._cut_if_too_much()
+            self._cut_if_another_began()
+            return
+        position = 0
+        while position < len(data) and self.is_connected():
+            if self._is_over():
+                self._cut()
+                return
+            end = len(data) if self._in_body() else self._end_of_head_step(data, position)
+            self._received_bytes += end - position
+            super().data_received(data[position:end])
+            position = end
+            self._cut_if_too_much()
+        self._cut_if_another_began()
+
+    def close(self) -> None:
+        # Without TLS's close_notify: it would wait 30 s for the peer's, and read all that the peer sends.
+        self.abort()
+
+    def set_exception(self, exc: Any, *args: Any) -> None:
+        super().set_exception(exc, *args)
+        self._break_body_off(exc)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:  # a reset does not end a body, not even one without a length
+            self._break_body_off(exc)
+        super().connection_lost(exc)
+
+    def _in_body(self) -> bool:
+        return self._payload is not None and not self._payload.is_eof()
+
+    def _is_over(self) -> bool:
+        return self._answered and not self._in_body()
+
+    def _end_of_head_step(self, data: bytes, start: int) -> int:
+        """Where the next piece of a head ends.
+
+        After 4096 bytes, so that a flood is cut before it is parsed; or at the blank line, so that an error
+        in what follows is not taken for the head's.
+        """
+        end = start + HEAD_STEP_BYTES
+        blank_line = data.find(b"\r\n\r\n", start, end)
+        return min(end, len(data)) if blank_line < 0 else blank_line + 4
+
+    def _break_body_off(self, cause: BaseException) -> None:
+        if self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError("the body broke off"), cause)
+
+    def _cut_if_too_much(self) -> None:
+        body_bytes = self._payload.total_bytes if self._payload is not None else 0
+        framing_bytes = self._received_bytes - body_bytes
+        # While reading is paused, some of what was received is not parsed yet, and may be body.
+        tiny = framing_bytes > MAX_FRAMING_BYTES + body_bytes // 16 and not self._reading_paused
+        if tiny or self._heads > MAX_HEADS:
+            self._cut()
+
+    def _cut_if_another_began(self) -> None:
+        """Cut the connection when a next response began behind this one.
+
+        aiohttp forgets that beginning when the connection is used again. The rest of it would then be the
+        response to that request.
+        """
+        if self._parser is None or not self._is_over():
+            return
+        try:
+            began = self._parser.feed_eof() is not None
+        except (aiohttp.http.HttpProcessingError, ValueError):  # what began is no head
+            began = True
+        if began:
+            self._cut()
+
+    def _cut(self) -> None:
+        self.set_exception(aiohttp.ClientPayloadError("more than one response, or little but framing"))
+        if self.transport is not None:
+            self.transport.abort()
+
+
+def _check_private_names() -> None:
+    overridden: dict[type, dict[str, set[str]]] = {
+        aiohttp.TCPConnector: {
+            "_wrap_create_connection": {"addr_infos"},
+            "_release": {"key", "should_close"},
+        },
+        ResponseHandler: {
+            "set_response_params": {"read_until_eof"},
+            "feed_data": {"data", "size"},
+            "data_received": {"data"},
+            "set_exception": {"exc"},
+            "connection_lost": {"exc"},
+            "close": {"self"},
+            "abort": {"self"},
+            "is_connected": {"self"},
+        },
+        aiohttp.http.HttpResponseParser: {"feed_eof": set()},
+    }
+    missing = [
+        f"{owner.__name__}.{name}"
+        for owner, names in overridden.items()
+        for name, parameters in names.items()
+        if not hasattr(owner, name)
+        or not parameters <= set(inspect.signature(getattr(owner, name)).parameters)
+    ]
+    # Attributes are made in `__init__`, which needs an event loop: that they are named there is what shows.
+    for owner, attributes in (
+        (aiohttp.connector.BaseConnector, {"_conns", "_factory", "_loop"}),
+        (ResponseHandler, {"_payload"}),
+        (aiohttp.base_protocol.BaseProtocol, {"_parser", "_reading_paused", "transport"}),
+    ):
+        missing += [f"{owner.__name__}.{name}" for name in attributes - set(owner.__init__.__code__.co_names)]
+    if missing:
+        raise ImportError(
+            f"aiohttp {aiohttp.__version__} has changed {', '.join(sorted(missing))}, which protects "
+            f"downloads: install aiohttp 3.14.5, or adapt {__name__}"
+        )
+
+
+_check_private_names()

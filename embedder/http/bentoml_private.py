@@ -1,0 +1,164 @@
+"""Everything of BentoML's that is not its public API, as in BentoML 1.4.39. Importing it checks that it is there.
+
+CorkDispatcher              replaced while an application is made: a lone request takes 16 ms, not 222
+Service.to_asgi, .apis,     the gate around the application; the whole OpenAPI document
+  .openapi_spec
+user_middleware,            BentoML's deadline runs the request in another task: the gate has one that reaches it
+  TimeoutMiddleware
+OpenTelemetryMiddleware     dropped where no exporter is set: its spans would go nowhere
+BentoMLContainer            whether tracing and CORS are on
+main-openapi.html,          the OpenAPI page
+  static_content
+PROMETHEUS_MULTIPROC_DIR    the folder that BentoML's workers have for their metrics, empty when they start
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from _bentoml_impl.server import app as bentoml_app
+from _bentoml_sdk import Service
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from bentoml.exceptions import BentoMLConfigException, ServiceUnavailable
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from embedder.errors import Draining, Overloaded
+from embedder.http.dialects import Dialect, Json
+from embedder.model.batching import Array, Batcher, Infer, Lane
+
+_PAGE = resources.files("_bentoml_impl.server").joinpath("main-openapi.html")
+_ASSETS = resources.files("bentoml._internal.server").joinpath("static_content")
+
+
+def _check() -> None:
+    """Raises BentoMLConfigException where BentoML is not as this file knows it."""
+    made_with = {"max_latency_in_ms", "max_batch_size", "fallback", "get_batch_size", "batch_dim"}
+    dispatcher = getattr(bentoml_app, "CorkDispatcher", None)
+    known = (
+        dispatcher is not None
+        and set(inspect.signature(dispatcher.__init__).parameters) >= made_with
+        and all(hasattr(Service, name) for name in ("to_asgi", "openapi_spec", "apis"))
+        and all(hasattr(BentoMLContainer, name) for name in ("config", "http"))
+        and hasattr(Starlette(), "user_middleware")
+        and _PAGE.is_file()
+        and _ASSETS.is_dir()
+    )
+    if not known:
+        raise BentoMLConfigException(
+            "this BentoML is not as embedder/http/bentoml_private.py knows it: install requirements.lock"
+        )
+
+
+_check()
+
+
+class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no types
+    """BentoML's service, whose application and document are made by two functions. Subclasses set them."""
+
+    @staticmethod
+    def gated(app: Starlette, dialects: list[Dialect]) -> ASGIApp:
+        """The application to serve around BentoML's `app`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def document(base: Json, dialects: list[Dialect]) -> Json:
+        """The OpenAPI document in place of BentoML's `base`."""
+        raise NotImplementedError
+
+    lane: Lane | None = None
+    """Where batches run that don't wait for company; None leaves BentoML's own batcher."""
+
+    @property
+    def dialects(self) -> list[Dialect]:
+        """Those of the service's APIs, in their order."""
+        return [api.input_spec.dialect for api in self.apis.values() if hasattr(api.input_spec, "dialect")]
+
+    @cached_property  # 10 ms to make, and nothing limits how many ask at once
+    def openapi_spec(self) -> Json:
+        return self.document(super().openapi_spec.asdict(), self.dialects)
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        with _eager_batching(self.lane):
+            app: Starlette = super().to_asgi(is_main)
+        unwanted: list[object] = [TimeoutMiddleware]
+        if BentoMLContainer.config.tracing.exporter_type.get() is None:
+            unwanted.append(OpenTelemetryMiddleware)
+        app.user_middleware = [m for m in app.user_middleware if m.cls not in unwanted]
+        return self.gated(app, self.dialects)
+
+
+def within_cors(app: Starlette, outer: ASGIApp) -> ASGIApp:
+    """`outer`, which serves `app`, within the CORS middleware that BentoML put into `app` where it is configured.
+
+    So pages of other sites may read what `outer` answers by itself.
+    """
+    cors: object = CORSMiddleware
+    for middleware in app.user_middleware:
+        if middleware.cls is cors:
+            app.user_middleware.remove(middleware)
+            return CORSMiddleware(outer, **middleware.kwargs)  # type: ignore[arg-type]  # as BentoML gave them
+    return outer
+
+
+def answers_preflight() -> bool:
+    """Whether BentoML's configuration says what other sites' pages may ask."""
+    return bool(BentoMLContainer.http.cors.enabled.get())
+
+
+def metrics_folder() -> Path | None:
+    """Where workers keep their metrics; None in a process that is no worker."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
+
+
+def docs_page() -> str:
+    """BentoML's OpenAPI page, as HTML."""
+    return _PAGE.read_text("utf-8")
+
+
+def docs_assets() -> list[str]:
+    """The paths of the page's files: a path below theirs that leads to no file would be counted too."""
+    return [f"/static_content/{file.name}" for file in _ASSETS.iterdir()]
+
+
+@contextmanager
+def _eager_batching(lane: Lane | None) -> Iterator[None]:
+    """While this lasts, BentoML's application is made with batchers that run on `lane`."""
+    if lane is None:
+        yield
+        return
+
+    def dispatcher(
+        *, max_batch_size: int, max_latency_in_ms: int, **_: object
+    ) -> Callable[[Infer], Callable[[Array], Awaitable[Array]]]:
+        batcher = Batcher(lane, max_batch_size=max_batch_size, max_latency_s=max_latency_in_ms / 1000)
+
+        def bind(infer: Infer) -> Callable[[Array], Awaitable[Array]]:
+            submit = batcher(infer)
+
+            async def submit_or_503(rows: Array) -> Array:
+                try:
+                    return await submit(rows)
+                except (Overloaded, Draining) as error:
+                    raise ServiceUnavailable(str(error)) from error  # all else is 500 and a traceback
+
+            return submit_or_503
+
+        return bind
+
+    stock = bentoml_app.CorkDispatcher
+    bentoml_app.CorkDispatcher = dispatcher
+    try:
+        yield
+    finally:
+        bentoml_app.CorkDispatcher = stock

@@ -1,0 +1,105 @@
+"""What a well-behaved origin gives, and what it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.answers import CAT, DOG, OK, chunked, says, with_length
+from tests.fetch.fetching import fetching
+from tests.origin import Origin
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_image_comes_back_byte_for_byte(origin: Origin) -> None:
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+        assert await fetcher.fetch(origin.url("/dog.png")) == DOG
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(with_length(CAT), id="content-length"),
+        pytest.param(chunked(CAT[:10], CAT[10:5000], CAT[5000:], b""), id="chunked"),
+        pytest.param(chunked(*(CAT[i : i + 1] for i in range(200)), CAT[200:], b""), id="one-byte-chunks"),
+        pytest.param(OK + b"\r\n" + CAT, id="close-delimited"),
+        pytest.param(b"HTTP/1.0 200 OK\r\n\r\n" + CAT, id="http-1.0"),
+        pytest.param(OK + b"Transfer-Encoding: Chunked\r\n\r\n1;a=b\r\n\xff\r\n%x\r\n%b\r\n0\r\nA: b\r\n\r\n"
+                     % (len(CAT) - 1, CAT[1:]), id="chunk-extension-and-trailer"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + with_length(CAT), id="after-103"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + with_length(CAT), id="after-100"),
+        pytest.param(with_length(CAT, b"Content-Encoding: identity\r\n"), id="content-encoding-identity"),
+        pytest.param(OK + b"Transfer-Encoding: identity\r\n\r\n" + CAT, id="transfer-encoding-identity"),
+    ],
+)  # fmt: skip
+async def test_every_framing_gives_the_same_bytes(origin: Origin, answer: bytes) -> None:
+    origin.raw("/framed", says(answer))
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/framed")) == CAT
+
+
+async def test_the_request_carries_exactly_the_fixed_headers(origin: Origin) -> None:
+    async with fetching(origin) as fetcher:
+        await fetcher.fetch(origin.url("/cat.jpg?a=%2F&b=c"))
+    (request,) = origin.requests
+    assert (request.method, request.path, request.version) == ("GET", "/cat.jpg?a=%2F&b=c", "HTTP/1.1")
+    assert sorted(request.header_lines) == [
+        ("Accept", "image/jpeg,image/png,image/webp,image/gif"),
+        ("Accept-Encoding", "identity"),
+        ("Host", f"127.0.0.1:{origin.port}"),
+        ("User-Agent", "image-embedder/1.2.3"),
+    ]
+
+
+async def test_the_user_agent_carries_the_operators_contact(origin: Origin) -> None:
+    async with fetching(origin, contact="https://example.org/bot") as fetcher:
+        await fetcher.fetch(origin.url("/cat.jpg"))
+    assert origin.requests[0].headers["user-agent"] == "image-embedder/1.2.3 (+https://example.org/bot)"
+
+
+async def test_nothing_is_carried_from_one_request_to_the_next(origin: Origin) -> None:
+    cookie = {"Set-Cookie": "session=1; Path=/", "Location": "/cat.jpg?secret"}
+    origin.serve("/set", CAT, headers=cookie)
+    origin.serve("/set-and-go", status=302, headers=cookie)
+    # By name: a cookie jar keeps none of an address's.
+    async with fetching(origin, names={"shop.test": [origin.host]}) as fetcher:
+        for path in ("/set", "/set-and-go", "/cat.jpg"):
+            await fetcher.fetch(origin.url(path, host="shop.test"))
+    assert len(origin.requests) == 4
+    assert {frozenset(request.headers) for request in origin.requests} == {
+        frozenset({"accept", "accept-encoding", "host", "user-agent"})
+    }
+
+
+async def test_proxies_and_netrc_of_the_environment_change_nothing(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with Origin() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        async with fetching(origin) as fetcher:
+            assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
+        assert proxy.connections.accepted == 0
+    assert "authorization" not in origin.requests[0].headers
+
+
+async def test_the_content_type_does_not_matter(origin: Origin) -> None:
+    origin.serve("/cat", CAT, headers={"Content-Type": "text/html; charset=utf-7"})
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/cat")) == CAT
+
+
+async def test_an_image_that_arrives_byte_by_byte_is_recognised(origin: Origin) -> None:
+    parts = [CAT[i : i + 1] for i in range(40)]
+    origin.raw("/slow", says(with_length(b"", length=40), *parts, every_s=0.002))
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/slow")) == CAT[:40]
