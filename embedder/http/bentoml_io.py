@@ -58,7 +58,6 @@ def route(dialect: Dialect, engine: Engine) -> dict[str, Any]:  # Any: BentoML's
 
 
 def _input_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as above
-
     async def from_http_request(cls: type, request: Request, serde: object) -> _Arguments:
         """Never raises: what goes wrong is kept for the answer."""
         exchange = Exchange.of(request.scope)
@@ -77,11 +76,10 @@ def _output_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as abov
         """The answer, from float32 (k, dimension): the embeddings of the request's k images."""
         exchange = Exchange.of(bentoml.Context().request.scope)
         try:
-            assert exchange.query is not None or isinstance(exchange.outcomes, EmbedderError)  # noqa: S101
             if isinstance(exchange.outcomes, EmbedderError):
                 raise exchange.outcomes
-            results = _results(exchange.outcomes or [], embeddings, engine)
-            reply = dialect.render(exchange.query or Query([]), results)
+            results = _results(exchange.outcomes, embeddings, engine)
+            reply = dialect.render(exchange.query, results)
         except EmbedderError as error:
             return exchange.error_response(error)
         except MemoryError:  # what other requests hold is about to be freed
@@ -133,9 +131,9 @@ async def _outcomes(
         return InternalError()
 
 
-def _images(outcomes: Sequence[Outcome] | EmbedderError | None) -> list[DecodedImage]:
+def _images(outcomes: Sequence[Outcome] | EmbedderError) -> list[DecodedImage]:
     """What is to be encoded: each image once, in order."""
-    if outcomes is None or isinstance(outcomes, EmbedderError):
+    if isinstance(outcomes, EmbedderError):
         return []
     return list(dict.fromkeys(outcome for outcome in outcomes if isinstance(outcome, DecodedImage)))
 

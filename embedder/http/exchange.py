@@ -29,8 +29,8 @@ class Exchange:
     metrics: Metrics
     resources: ExitStack = field(default_factory=ExitStack)
     """What the request holds until its answer is written."""
-    query: Query | None = None
-    outcomes: list[Outcome] | EmbedderError | None = None
+    query: Query = field(default_factory=lambda: Query(()))
+    outcomes: list[Outcome] | EmbedderError = field(default_factory=list)
     """One for each source, or the failure of the whole request."""
     answered: bool = False
     """Whether this service made the answer. What else answers is BentoML or a middleware, in another shape."""
