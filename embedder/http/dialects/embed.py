@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
@@ -17,9 +16,9 @@ from embedder.http.dialects.native import (
     MAX_VALUES,
     MEDIA_TYPES,
     error_reply,
-    error_responses,
-    json_content,
+    example_embedding,
     json_object,
+    json_operation,
     json_reply,
 )
 from embedder.model.spec import ModelSpec
@@ -66,25 +65,14 @@ class Embed:
         response = EmbedResponse.model_json_schema()
         response["properties"]["embedding"] |= {"minItems": spec.dimension, "maxItems": spec.dimension}
         return Documentation(
-            operation={
-                "summary": "The embedding of one image",
-                "description": "Downloads the image, decodes it, and returns its embedding.",
-                "requestBody": {
-                    "required": True,
-                    "content": json_content("EmbedRequest", {"url": EXAMPLE_URL}),
-                },
-                "responses": {
-                    "200": {
-                        "description": "Successful Response",
-                        "content": json_content("EmbedResponse", {"embedding": example_embedding(spec)}),
-                    },
-                    **error_responses(EXAMPLE_ERRORS),
-                },
-            },
+            operation=json_operation(
+                summary="The embedding of one image",
+                description="Downloads the image, decodes it, and returns its embedding.",
+                request="EmbedRequest",
+                example={"url": EXAMPLE_URL},
+                response="EmbedResponse",
+                answer={"embedding": example_embedding(spec)},
+                errors=EXAMPLE_ERRORS,
+            ),
             schemas={"EmbedRequest": EmbedRequest.model_json_schema(), "EmbedResponse": response},
         )
-
-
-def example_embedding(spec: ModelSpec) -> list[float]:
-    """A vector of norm 1."""
-    return [round(1 / math.sqrt(spec.dimension), 8)] * spec.dimension

@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
 from embedder.http.dialects import Documentation, Json, Query, Reply
-from embedder.http.dialects.embed import example_embedding
 from embedder.http.dialects.native import (
     EXAMPLE_ERRORS,
     EXAMPLE_URL,
@@ -20,9 +19,9 @@ from embedder.http.dialects.native import (
     MEDIA_TYPES,
     OF_ONE_IMAGE,
     error_reply,
-    error_responses,
-    json_content,
+    example_embedding,
     json_object,
+    json_operation,
     json_reply,
 )
 from embedder.model.spec import ModelSpec
@@ -102,30 +101,22 @@ class EmbedBatch:
             "minItems": spec.dimension,
             "maxItems": spec.dimension,
         }
-        example = {
-            "embeddings": [example_embedding(spec), None],
-            "errors": [{"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}],
-        }
         return Documentation(
-            operation={
-                "summary": "The embeddings of many images",
-                "description": f"As `/embed`, for up to {self._max_urls} images at once. An image that fails "
-                "leaves a null in its place and an item under `errors`; the others are not affected and the "
-                "status is 200.",
-                "requestBody": {
-                    "required": True,
-                    "content": json_content(
-                        "EmbedBatchRequest", {"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]}
-                    ),
+            operation=json_operation(
+                summary="The embeddings of many images",
+                description=f"As `/embed`, for up to {self._max_urls} images at once. An image that fails leaves a "
+                "null in its place and an item under `errors`; the others are not affected and the status is 200.",
+                request="EmbedBatchRequest",
+                example={"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]},
+                response="EmbedBatchResponse",
+                answer={
+                    "embeddings": [example_embedding(spec), None],
+                    "errors": [
+                        {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
+                    ],
                 },
-                "responses": {
-                    "200": {
-                        "description": "Successful Response",
-                        "content": json_content("EmbedBatchResponse", example),
-                    },
-                    **error_responses(e for e in EXAMPLE_ERRORS if e.status not in OF_ONE_IMAGE),
-                },
-            },
+                errors=(error for error in EXAMPLE_ERRORS if error.status not in OF_ONE_IMAGE),
+            ),
             schemas={
                 "EmbedBatchRequest": request,
                 "EmbedBatchResponse": response,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import JsonValue
 from embedder import errors
 from embedder.errors import EmbedderError, InvalidRequest
 from embedder.http.dialects import Json, Reply
+from embedder.model.spec import ModelSpec
 
 MEDIA_TYPES = ("application/json", "application/*+json")
 MAX_VALUES = 131_072
@@ -68,6 +70,33 @@ def json_object(body: bytes, *, max_values: int) -> dict[str, Any]:  # Any: JSON
     if not isinstance(content, dict):
         raise InvalidRequest("the body is not a JSON object")
     return content
+
+
+def json_operation(
+    *,
+    summary: str,
+    description: str,
+    request: str,
+    example: Json,
+    response: str,
+    answer: Json,
+    errors: Iterable[EmbedderError],
+) -> Json:
+    """An operation of OpenAPI. `request` and `response` name schemas; `example` and `answer` are one of each."""
+    return {
+        "summary": summary,
+        "description": description,
+        "requestBody": {"required": True, "content": json_content(request, example)},
+        "responses": {
+            "200": {"description": "Successful Response", "content": json_content(response, answer)},
+            **error_responses(errors),
+        },
+    }
+
+
+def example_embedding(spec: ModelSpec) -> list[float]:
+    """A vector of norm 1."""
+    return [round(1 / math.sqrt(spec.dimension), 8)] * spec.dimension
 
 
 def error_responses(examples: Iterable[EmbedderError]) -> Json:
