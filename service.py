@@ -53,7 +53,7 @@ REQUEST_TIMEOUT_S = BODY_TIMEOUT_S + settings.fetch_timeout_s + 35
 
 metrics_folder = bentoml_private.metrics_folder()  # the workers of one server have it to themselves
 cores_file = metrics_folder / f"cores-{os.getppid()}" if metrics_folder else None
-engine = Engine(settings, metrics=Metrics(REGISTRY), cores_file=cores_file, hash_files=False)
+engine = Engine(settings, metrics=Metrics(REGISTRY), cores_file=cores_file)
 shutdown = Shutdown(limit_s=REQUEST_TIMEOUT_S + 5)  # the last requests are still to be answered
 worker_gauges = WorkerGauges(
     engine.metrics,

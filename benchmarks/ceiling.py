@@ -21,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from embedder.images.decode import decode
+from embedder.images.formats import ON
 from embedder.model.encoder import Encoder
 from embedder.model.spec import ModelSpec, Preprocessing
 
@@ -95,7 +96,9 @@ class _Work:
         self.encoder.encode(np.stack([self._pixels(number) for number in range(first, first + count)]))
 
     def _pixels(self, number: int) -> NDArray[np.uint8]:
-        return decode(self.files[number % len(self.files)], self.preprocessing, max_pixels=MAX_PIXELS)
+        file, crop = self.files[number % len(self.files)], self.preprocessing.crop
+        picture = decode(file, self.preprocessing, formats=ON, max_pixels=MAX_PIXELS)
+        return np.frombuffer(picture.pixels, np.uint8).reshape(crop, crop, 3)
 
 
 def _prepare(model: Path, photos: Path, threads: int) -> _Work:

@@ -27,13 +27,15 @@ from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.dialling import OwnAddressesUnknown, check_own_addresses_are_known
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
-from embedder.images.decode_budget import DecodeBudget
+from embedder.images.decoders import DecoderError, Decoders, Room
+from embedder.images.formats import FORMATS, ON, Format, named
 from embedder.metrics.measures import Metrics
 from embedder.model.batching import Array, Batcher, Lane
 from embedder.model.encoder import Embeddings, Encoder, Pixels
 from embedder.model.spec import ModelSpec
 from embedder.model.store import EmbeddingModel
-from embedder.pipeline import DecodedImage, Pipeline, Result, Source
+from embedder.pipeline import DecodedImage, Pipeline, Source
+from embedder.result import Result
 from embedder.runtime.byte_budget import ByteBudget
 from embedder.runtime.cores import Cores
 from embedder.runtime.cpu import available_cores
@@ -68,26 +70,21 @@ class Engine:
         *,
         metrics: Metrics | None = None,
         cores_file: Path | None = None,
-        hash_files: bool = True,
     ) -> None:
         """Without `metrics` nothing is counted where somebody could read it.
 
         `cores_file` is where the processes of one server tell each other which cores they use.
-
-        `hash_files`: each result has its file's sha256, also with a cache of 0 entries; 0.7 ms a MB.
         """
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.model = EmbeddingModel(settings.model)
         self.byte_budget = ByteBudget(settings.max_in_flight_bytes)
-        self._hash_files = hash_files
         cores = available_cores()
         # One image can't keep more than a few cores busy.
         self._threads_alone = max(settings.threads, min(cores, 4))
         self._cores = Cores(max(1, cores // settings.threads), file=cores_file)
         # One for each batch that may be under way, and one for the image that tries a failed network again.
         self._encode_threads = cores + 1
-        self._decode_threads = max(4, cores)
         self.lane = Lane(self._cores, self.metrics)
         self._submit = Batcher(
             self.lane, max_batch_size=settings.max_batch_size, max_latency_s=_MAX_LATENCY_S
@@ -122,20 +119,40 @@ class Engine:
             version=__version__,
             contact=settings.contact,
             proxy=settings.proxy,
+            formats=self.formats,
+        )
+        decoders = Decoders(
+            self.spec.preprocessing,
+            room=Room(
+                settings.decoders,
+                settings.max_decoding_bytes,
+                settings.decode_timeout_s,
+                settings.max_image_pixels,
+            ),
+            formats=self.formats,
+            max_file_bytes=settings.max_image_bytes,
+            metrics=self.metrics,
         )
         return Pipeline(
             fetcher,
-            self.spec.preprocessing,
+            decoders,
             cache=EmbeddingCache(settings.cache_entries),
             byte_budget=self.byte_budget,
-            decode_budget=DecodeBudget(settings.max_decoding_bytes),
             metrics=self.metrics,
             max_in_flight_images=settings.max_in_flight_images,
             max_image_bytes=settings.max_image_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            decode_threads=self._decode_threads,
-            hash_files=self._hash_files,
         )
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """Those that are decoded. Raises StartError for a name that is none."""
+        if not self.settings.formats:
+            return ON
+        known = {format.name.lower() for format in FORMATS}
+        unknown = [name for name in self.settings.formats if name not in known]
+        if unknown:
+            raise StartError(f"EMBEDDER_FORMATS names {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        return named(name.upper() for name in self.settings.formats)
 
     @property
     def healthy(self) -> bool:
@@ -163,7 +180,7 @@ class Engine:
             await self.pipeline.start()
         except BaseException as error:
             self._encoders.shutdown(wait=False)
-            if isinstance(error, OwnAddressesUnknown):
+            if isinstance(error, OwnAddressesUnknown | DecoderError):
                 raise StartError(str(error)) from error
             raise
         self._retrying = asyncio.create_task(self._retry_failed_encoder())
@@ -181,7 +198,8 @@ class Engine:
             )
         try:
             check_own_addresses_are_known()
-        except OwnAddressesUnknown as error:
+            self.pipeline.decoders.check()
+        except (OwnAddressesUnknown, DecoderError) as error:
             raise StartError(str(error)) from error
         self.model.check_file(self.settings.precision)
         self._load(Encoder(self.spec, threads=1, threads_alone=1))  # which is forgotten again
@@ -259,7 +277,7 @@ class Engine:
     async def _try(self, source: Source) -> Result:
         try:
             with self.pipeline.places(1):
-                (outcome,) = await self.pipeline.outcomes([source])
+                (outcome,) = await self.pipeline.outcomes([source], hashed=True)
                 return outcome if isinstance(outcome, Result) else await self._encoded(outcome)
         except EmbedderError as error:
             return Result(error=error)

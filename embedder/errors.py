@@ -153,10 +153,12 @@ class TooManyPixels(RequestError):
 class UnsupportedFormat(RequestError):
     code = "unsupported_format"
     status = 422
-    summary = "the bytes are not JPEG, PNG, WebP or GIF"
+    summary = "the bytes are no image of a format that is taken"
 
-    def __init__(self) -> None:
-        super().__init__("the content is not a JPEG, PNG, WebP or GIF image")
+    def __init__(self, found: str, *, taken: Sequence[str]) -> None:
+        self.found = found
+        self.taken = tuple(taken)
+        super().__init__(f"{found}; taken are {', '.join(taken)}")
 
 
 class BadImage(RequestError):

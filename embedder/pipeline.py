@@ -1,8 +1,8 @@
 """One source → its pixels, its known embedding, or its error.
 
-    source ─► a place in work ─► fetch ─► known? ─► room in memory ─► decode ─► DecodedImage, or Result
-                   │               │                      │             │
-              Overloaded      OriginError            Overloaded    RequestError      (values, one a source)
+    source ─► a place in work ─► fetch ─► known? ─► a decoder's turn ─► DecodedImage, or Result
+                   │               │                      │
+              Overloaded      OriginError         RequestError, Overloaded    (values, one a source)
 
 A source is an http(s) URL, a `data:` URL that carries the image itself, or the bytes of an image file.
 Everything waits here and everything fails here, so that nothing does once images share a batch.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from time import perf_counter
 from typing import TypeAlias, TypeVar
@@ -24,23 +24,13 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.cache import Embedding, EmbeddingCache, KnownImage
-from embedder.errors import (
-    EmbedderError,
-    ImageTooLarge,
-    InternalError,
-    InvalidRequest,
-    Overloaded,
-    TooManyPixels,
-    bare,
-)
+from embedder.cache import EmbeddingCache
+from embedder.errors import EmbedderError, ImageTooLarge, InternalError, InvalidRequest, Overloaded, bare
 from embedder.fetch.data_url import is_data_url, read_data_url
 from embedder.fetch.fetcher import Fetcher
-from embedder.images.containers import Picture, first_picture
-from embedder.images.decode import decode_picture
-from embedder.images.decode_budget import DecodeBudget
+from embedder.images.decoders import Decoders, File
 from embedder.metrics.measures import Metrics
-from embedder.model.spec import Preprocessing
+from embedder.result import Embedding, Result
 from embedder.runtime.byte_budget import ByteBudget, Lease
 from embedder.runtime.threads import started_threads
 
@@ -50,29 +40,11 @@ R = TypeVar("R")
 
 # A fetch that takes longer waits for its origin, and computes nothing meanwhile.
 SLOW_FETCH_S = 0.25
+# More of a file or text is read on a thread. It takes 0.2 ms.
+INLINE_BYTES = 262_144
 
 Source: TypeAlias = str | bytes
 """A URL, or the bytes of an image file."""
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What became of one source: an embedding or an error."""
-
-    embedding: Embedding | None = None
-    """float32 (dimension,), of norm 1."""
-    error: EmbedderError | None = None
-    width: int | None = None
-    """`width` and `height` are the source's, in pixels, upright. None, as what follows, beside an error."""
-    height: int | None = None
-    format: str | None = None
-    """JPEG, PNG, WEBP or GIF."""
-    bytes: int | None = None
-    """The size of the file."""
-    sha256: str | None = None
-    """Of the file, in hexadecimal; None where the engine does not hash what it does not keep."""
-    timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds, of what was done: fetch, decode_queue, decode, encode (with the wait for a batch)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,40 +53,15 @@ class DecodedImage:
 
     pixels: NDArray[np.uint8]
     """uint8 (crop, crop, 3), RGB."""
-    width: int
-    height: int
-    format: str
-    bytes: int
-    sha256: str | None
-    timings: Mapping[str, float]
+    source: Result
+    """What is known of it."""
 
     def result(self, embedding: Embedding, *, encode_s: float | None = None) -> Result:
-        timings = {**self.timings} if encode_s is None else {**self.timings, "encode": encode_s}
-        return Result(embedding, None, self.width, self.height, self.format, self.bytes, self.sha256, timings)
+        timings = self.source.timings if encode_s is None else {**self.source.timings, "encode": encode_s}
+        return replace(self.source, embedding=embedding, timings=timings)
 
 
 Outcome: TypeAlias = DecodedImage | Result
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """An image's file that has arrived."""
-
-    data: bytes
-    arrived_s: float
-    """On the clock of `perf_counter`."""
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class _Undecoded:
-    """A picture on its way to be decoded. The file that it came in is let go."""
-
-    picture: Picture
-    file_bytes: int
-    sha256: str | None
-    arrived_s: float
-    timings: dict[str, float]
 
 
 @dataclass(eq=False)
@@ -131,36 +78,28 @@ class Pipeline:
     def __init__(
         self,
         fetcher: Fetcher,
-        preprocessing: Preprocessing,
+        decoders: Decoders,
         *,
         cache: EmbeddingCache,
         byte_budget: ByteBudget,
-        decode_budget: DecodeBudget,
         metrics: Metrics,
         max_in_flight_images: int,
         max_image_bytes: int,
-        max_image_pixels: int,
-        decode_threads: int,
-        hash_files: bool = False,
     ) -> None:
-        """`hash_files` has every `Result` say its file's sha256, also where nothing is kept: 0.7 ms a MB."""
         self._fetcher = fetcher
-        self._preprocessing = preprocessing
+        self.decoders = decoders
         self._cache = cache
         self._byte_budget = byte_budget
-        self._decode_budget = decode_budget
         self._metrics = metrics
         self._max_in_flight_images = max_in_flight_images
         self._max_image_bytes = max_image_bytes
-        self._max_image_pixels = max_image_pixels
-        self._decode_threads = decode_threads
-        self._hash_files = hash_files or cache.max_entries > 0
-        self._decoders: ThreadPoolExecutor
+        self._readers: ThreadPoolExecutor
         self.in_flight_images = 0
         """From their admission until their answer is written."""
         self._fetching_since_s: dict[_Flight, float] = {}
         """When each fetch under way began, on the event loop's clock, in that order."""
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[tuple[str, bool], _Flight] = {}
+        """By URL, and whether the file is hashed."""
 
     def busy_images(self) -> int:
         """How many are in work, without those whose origin keeps them waiting."""
@@ -169,12 +108,14 @@ class Pipeline:
         return self.in_flight_images - sum(flight.waiting for flight, _ in slow)
 
     async def start(self) -> None:
+        self._readers = started_threads(2, "read")
         await self._fetcher.start()
-        self._decoders = started_threads(self._decode_threads, "decode")
+        await self.decoders.start()
 
     async def close(self) -> None:
         await self._fetcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        await self.decoders.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def places(self, count: int) -> Iterator[None]:
@@ -186,20 +127,22 @@ class Pipeline:
         finally:
             self.in_flight_images -= count
 
-    async def outcomes(self, sources: Sequence[Source]) -> list[Outcome]:
+    async def outcomes(self, sources: Sequence[Source], *, hashed: bool = False) -> list[Outcome]:
         """One outcome for each source, in their order; the same `DecodedImage` for the same URL.
+
+        Each has its file's sha256 where it is `hashed`, or where embeddings are kept by it. That takes 0.7 ms a MB.
 
         Hold their `places` until what becomes of them is out of memory.
         """
         if len(sources) == 1:
-            return [await self._outcome(sources[0])]
-        return list(await asyncio.gather(*map(self._outcome, sources)))
+            return [await self._outcome(sources[0], hashed)]
+        return list(await asyncio.gather(*(self._outcome(source, hashed) for source in sources)))
 
     def remember(self, image: DecodedImage, embedding: Embedding) -> None:
         """Keep the `embedding` that the network made of `image`."""
-        if image.sha256 is not None and self._cache.max_entries:
-            known = KnownImage(embedding.copy(), image.width, image.height, image.format)
-            self._cache.put(image.sha256, known)
+        sha256 = image.source.sha256
+        if sha256 is not None and self._cache.max_entries:
+            self._cache.put(sha256, replace(image.source, embedding=embedding.copy(), timings={}))
 
     def check_room(self, count: int) -> None:
         """Raises Overloaded when there are no places for `count` more images now."""
@@ -210,27 +153,29 @@ class Pipeline:
                 f"no room for {count} more now"
             )
 
-    async def _outcome(self, source: Source) -> Outcome:
+    async def _outcome(self, source: Source, hashed: bool) -> Outcome:
         if isinstance(source, bytes):
-            return await self._as_value(lambda lease: self._of_bytes(source, lease))
+            return await self._as_value(lambda lease: self._of_bytes(source, hashed, lease))
         if not isinstance(source, str):  # as a column of a table may have it
             return Result(error=InvalidRequest("the source is neither a URL nor the bytes of a file"))
-        if is_data_url(source):
-            return await self._as_value(lambda lease: self._of_data_url(source, lease))
-        return await self._of_shared_url(source)
+        url = source.strip()
+        if is_data_url(url):
+            return await self._as_value(lambda lease: self._of_data_url(url, hashed, lease))
+        return await self._of_shared_url(url, hashed)
 
-    async def _of_shared_url(self, url: str) -> Outcome:
+    async def _of_shared_url(self, url: str, hashed: bool) -> Outcome:
         """The outcome for `url`, fetched once for all that ask while the fetch is under way.
 
         It ends when the last of them is cancelled.
         """
-        flight = self._flights.get(url)
+        key = url, hashed
+        flight = self._flights.get(key)
         if flight is None:
             task = asyncio.get_running_loop().create_task(
-                self._as_value(lambda lease: self._of_url(url, lease))
+                self._as_value(lambda lease: self._of_url(url, hashed, lease))
             )
-            flight = self._flights[url] = _Flight(task)
-            task.add_done_callback(lambda _: self._forget(url, flight))
+            flight = self._flights[key] = _Flight(task)
+            task.add_done_callback(lambda _: self._forget(key, flight))
         else:
             self._metrics.shared_fetches.inc()
         flight.waiting += 1
@@ -239,12 +184,12 @@ class Pipeline:
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
-                self._forget(url, flight)  # at once: nobody must join what is being cancelled
+                self._forget(key, flight)  # at once: nobody must join what is being cancelled
                 flight.task.cancel()
 
-    def _forget(self, url: str, flight: _Flight) -> None:
-        if self._flights.get(url) is flight:
-            del self._flights[url]
+    def _forget(self, key: tuple[str, bool], flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     async def _as_value(self, work: Callable[[Lease], Awaitable[Outcome]]) -> Outcome:
         try:
@@ -258,100 +203,45 @@ class Pipeline:
             logger.exception("an image failed in a way that was not foreseen")
             return Result(error=InternalError())
 
-    async def _of_url(self, url: str, lease: Lease) -> Outcome:
-        flight = self._flights[url]
+    async def _of_url(self, url: str, hashed: bool, lease: Lease) -> Outcome:
+        flight = self._flights[url, hashed]
         began_s = perf_counter()
         self._fetching_since_s[flight] = asyncio.get_running_loop().time()
         try:
-            data = [await self._fetcher.fetch(url, lease)]
+            file = File(await self._fetcher.fetch(url, lease))
         finally:
             del self._fetching_since_s[flight]
-        arrived_s = perf_counter()
-        timings = {"fetch": arrived_s - began_s}
-        return await self._decoded(lambda: _File(data.pop(), arrived_s, timings))
+        return await self._decoded(file, hashed, {"fetch": perf_counter() - began_s})
 
-    async def _of_data_url(self, url: str, lease: Lease) -> Outcome:
+    async def _of_data_url(self, url: str, hashed: bool, lease: Lease) -> Outcome:
         lease.add(len(url))
-        arrived_s, limit = perf_counter(), self._max_image_bytes
-        return await self._decoded(lambda: _File(read_data_url(url, max_bytes=limit), arrived_s, {}))
+        file = File(await self._read(lambda: read_data_url(url, max_bytes=self._max_image_bytes), len(url)))
+        return await self._decoded(file, hashed, {})
 
-    async def _of_bytes(self, data: bytes, lease: Lease) -> Outcome:
+    async def _of_bytes(self, data: bytes, hashed: bool, lease: Lease) -> Outcome:
         lease.add(len(data))
         if len(data) > self._max_image_bytes:
             raise ImageTooLarge(limit_bytes=self._max_image_bytes, actual_bytes=len(data))
-        arrived_s = perf_counter()
-        return await self._decoded(lambda: _File(data, arrived_s, {}))
+        return await self._decoded(File(data), hashed, {})
 
-    async def _decoded(self, file: Callable[[], _File]) -> Outcome:
-        """The outcome for what `file` gives, which is called once, on a decoding thread.
+    async def _decoded(self, file: File, hashed: bool, timings: dict[str, float]) -> Outcome:
+        size, sha256 = len(file.data), None
+        if hashed or self._cache.max_entries:
+            # No faster, weaker hash: with collisions that can be made, somebody could plant embeddings.
+            sha256 = await self._read(lambda: hashlib.sha256(file.data).hexdigest(), size)
+            if self._cache.max_entries:
+                known = self._cache.get(sha256)
+                if known is not None:
+                    self._metrics.cache_hits.inc()
+                    return replace(known, timings=timings)
+                self._metrics.cache_misses.inc()
+        picture = await self.decoders.decode(file)
+        timings |= {"decode_queue": picture.waited_s, "decode": picture.took_s}
+        source = Result(None, None, picture.width, picture.height, picture.format, size, sha256, timings)
+        return DecodedImage(picture.pixels, source)
 
-        Nothing keeps the file here: a picture that waits for memory holds its own copy, and no other.
-        """
-        # The one crossing from the event loop to the decoding threads, but for what has to wait for memory.
-        outcome = await self._on_thread(lambda: self._known_or_decoded(file()))
-        if not isinstance(outcome, _Undecoded):
-            return outcome
-        size = outcome.picture.decoding_bytes
-        await self._decode_budget.take(size)
-        return await self._on_thread(
-            lambda: self._image(outcome), then=lambda _: self._decode_budget.give_back(size)
-        )
-
-    async def _on_thread(
-        self, work: Callable[[], R], *, then: Callable[[Future[R]], None] = lambda _: None
-    ) -> R:
-        """`work`, on a decoding thread; `then` when that is done, which may be after this is given up."""
-        given = [work]
-        done = self._decoders.submit(lambda: given.pop()())
-        done.add_done_callback(then)
-        try:
-            return await asyncio.wrap_future(done)
-        finally:
-            given.clear()  # work that is given up stays in the pool's queue until its turn, without its file
-
-    def _known_or_decoded(self, file: _File) -> Outcome | _Undecoded:
-        # No faster, weaker hash: with collisions that can be made, somebody could plant embeddings.
-        sha256 = hashlib.sha256(file.data).hexdigest() if self._hash_files else None
-        if sha256 is not None and self._cache.max_entries:
-            known = self._cache.get(sha256)
-            if known is not None:
-                self._metrics.cache_hits.inc()
-                return Result(
-                    known.embedding,
-                    None,
-                    known.width,
-                    known.height,
-                    known.format,
-                    len(file.data),
-                    sha256,
-                    file.timings,
-                )
-            self._metrics.cache_misses.inc()
-        picture = first_picture(file.data, self._preprocessing, max_pixels=self._max_image_pixels)
-        self._check_memory(picture)
-        undecoded = _Undecoded(picture, len(file.data), sha256, file.arrived_s, file.timings)
-        if not self._decode_budget.try_take(picture.decoding_bytes):
-            return undecoded
-        try:
-            return self._image(undecoded)
-        finally:
-            self._decode_budget.give_back(picture.decoding_bytes)
-
-    def _check_memory(self, picture: Picture) -> None:
-        limit_bytes = self._decode_budget.limit_bytes
-        if picture.decoding_bytes > limit_bytes:
-            limit_pixels = picture.pixels * limit_bytes // picture.decoding_bytes
-            raise TooManyPixels(width=picture.width, height=picture.height, limit_pixels=limit_pixels)
-
-    def _image(self, undecoded: _Undecoded) -> DecodedImage:
-        picture = undecoded.picture
-        queued_s = perf_counter() - undecoded.arrived_s
-        self._metrics.decode_queue_stage.observe(queued_s)
-        began_s = perf_counter()
-        with self._metrics.decode_stage.time():
-            pixels = decode_picture(picture, self._preprocessing)
-        timings = {**undecoded.timings, "decode_queue": queued_s, "decode": perf_counter() - began_s}
-        width, height = picture.upright_size
-        return DecodedImage(
-            pixels, width, height, picture.format, undecoded.file_bytes, undecoded.sha256, timings
-        )
+    async def _read(self, work: Callable[[], R], size: int) -> R:
+        """`work`, which reads `size` bytes."""
+        if size <= INLINE_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)

@@ -171,6 +171,13 @@ def _open_routes(text: str) -> frozenset[str]:
     return frozenset(route(item) for item in _items(text))
 
 
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(_matching("[a-z0-9]+")(item.lower()) for item in _items(text))
+    if text and not names:  # as for hosts
+        raise ValueError(text)
+    return names
+
+
 _PORT = _whole(1, 65535)
 _PORTS = Kind(_ports, "port numbers separated by commas")
 _HOSTS = Kind(_host_globs, "host names separated by commas; `*` stands for any characters")
@@ -179,6 +186,7 @@ _NETWORKS = Kind(
 )
 _PROXY = Kind(_proxy, "`http://host:port`, also with `user:password@` before the host")
 _KEYS = Kind(_keys, "keys of 16 to 256 ASCII characters, without blanks, separated by commas")
+_FORMATS = Kind(_formats, "names of formats separated by commas, like `jpeg,png,webp`")
 _OPEN_ROUTES = Kind(_open_routes, "any of docs, info and metrics, separated by commas")
 _MODEL_TAG = Kind(
     _matching(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9][a-z0-9._-]{0,62}"),
@@ -239,10 +247,23 @@ class Settings:
         _whole_or_auto(1000000, 1000000000000, "bytes"),
         "bytes of bodies and downloads in one worker; more are answered 429; auto: by the memory",
     )
+    decoders: int = _setting(
+        "auto",
+        _whole_or_auto(1, 256),
+        "processes that decode, for each worker; auto: its share of the cores, at least 2",
+    )
     max_decoding_bytes: int = _setting(
         "auto",
         _whole_or_auto(1000000, 1000000000000, "bytes"),
-        "memory that decoding may take in one worker; images wait for it; auto: by the memory there is",
+        "memory that one worker's decoding may take; three quarters of it for a large image; auto: by the memory",
+    )
+    decode_timeout_s: float = _setting(
+        "10", _seconds(0.1, 40), "for decoding one image; it is a bad image when that takes longer"
+    )
+    formats: tuple[str, ...] = _setting(
+        "",
+        _FORMATS,
+        "image formats to take; empty: jpeg, png, webp, gif, avif, bmp, tiff and ico; heic and jxl need a package",
     )
     fetch_timeout_s: float = _setting(
         "10",
@@ -252,7 +273,7 @@ class Settings:
     connect_timeout_s: float = _setting(
         "2", _seconds(0.1, 40), "for a connection to an image's server, TLS included"
     )
-    max_redirects: int = _setting("3", _whole(0, 20), "redirects followed for one image")
+    max_redirects: int = _setting("5", _whole(0, 20), "redirects followed for one image")
     allowed_hosts: tuple[str, ...] = _setting(
         "",
         _HOSTS,
@@ -294,6 +315,8 @@ class Settings:
         """Works out what is AUTO. Raises SettingError for values that don't go together."""
         if self.workers == AUTO:
             object.__setattr__(self, "workers", min(max(2, available_cores()), MAX_WORKERS))
+        if self.decoders == AUTO:
+            object.__setattr__(self, "decoders", max(2, available_cores() // self.workers))
         # One request may bring its body and the images in its `data:` URLs. A budget below that would answer
         # 429 to such a request on every try.
         least_bytes = max(2 * self.max_body_bytes, self.max_image_bytes)

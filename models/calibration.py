@@ -17,6 +17,7 @@ from skimage import data_dir  # type: ignore[attr-defined]  # exported lazily, w
 
 from embedder.errors import EmbedderError
 from embedder.images.decode import decode
+from embedder.images.formats import ON
 from embedder.model.encoder import Pixels
 from models import PREPROCESSING, QuantizationError
 
@@ -113,7 +114,7 @@ def own_images(collection: Collection) -> Images:
         if len(decoded) == MAX_IMAGES:
             break
         try:
-            decoded.append(decode(path.read_bytes(), PREPROCESSING, max_pixels=MAX_PIXELS))
+            decoded.append(_decoded(path.read_bytes()))
         except (EmbedderError, OSError):
             skipped += 1
     if len(decoded) < MIN_IMAGES:
@@ -151,5 +152,10 @@ def _pieces(names: tuple[str, ...]) -> Pixels:
                     box = (columns[column], rows[row], columns[column + 1], rows[row + 1])
                     png = io.BytesIO()
                     photo.crop(box).save(png, "PNG", compress_level=1)
-                    pieces.append(decode(png.getvalue(), PREPROCESSING, max_pixels=MAX_PIXELS))
+                    pieces.append(_decoded(png.getvalue()))
     return np.stack(pieces)
+
+
+def _decoded(file: bytes) -> Pixels:
+    picture = decode(file, PREPROCESSING, formats=ON, max_pixels=MAX_PIXELS)
+    return np.frombuffer(picture.pixels, np.uint8).reshape(PREPROCESSING.crop, PREPROCESSING.crop, 3)

@@ -32,8 +32,9 @@ GROUPS = {
     ),
     "Limits": (
         *("max_urls", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
-        *("max_in_flight_images", "max_in_flight_bytes", "max_decoding_bytes"),
+        *("max_in_flight_images", "max_in_flight_bytes"),
     ),
+    "Decoding": ("formats", "decoders", "max_decoding_bytes", "decode_timeout_s"),
     "Fetching": (
         *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "allowed_hosts", "allowed_ports"),
         *("allowed_networks", "contact", "proxy"),
@@ -59,6 +60,7 @@ END = """\
 | setting | `auto` |
 |---|---|
 | `EMBEDDER_WORKERS` | one for each core that CPU affinity and the cgroup's quota leave, at least 2, at most 256 |
+| `EMBEDDER_DECODERS` | the cores divided by the workers, at least 2 |
 | `EMBEDDER_MAX_IN_FLIGHT_BYTES` | a quarter of a worker's share of the memory, 64 MB to 1 GB |
 | `EMBEDDER_MAX_DECODING_BYTES` | half of a worker's share of the memory, 128 MB to 2 GB |
 
@@ -67,18 +69,15 @@ divided by the workers; less 400 MB for the worker itself. Where a process may o
 the share is at most four fifths of what that leaves. `EMBEDDER_MAX_IN_FLIGHT_BYTES` is never less than one request may
 bring: `EMBEDDER_MAX_IMAGE_BYTES`, and twice `EMBEDDER_MAX_BODY_BYTES`.
 
-## Memory of decoding
+## Memory and time of decoding
 
-A picture is decoded when `EMBEDDER_MAX_DECODING_BYTES` has room for it; until then it waits. One that needs more than
-the whole budget is answered `too_many_pixels`.
+Each worker has `EMBEDDER_DECODERS` processes that decode, one picture at a time. Large pictures are decoded one after
+the other, with three quarters of `EMBEDDER_MAX_DECODING_BYTES`; small ones go past them, each with its share of the
+rest. A picture is small when 16 MB and 20 bytes for each of its pixels fit into that share. One that takes more memory
+than a large picture may is answered `bad_image`.
 
-| format | bytes for each pixel |
-|---|---|
-| JPEG, one scan, reduced while decoded: its short side is over 4 times the resized one (4:2:2, 4:1:1: 8) | 2 |
-| JPEG, one scan, other | 4, and 4 for each pixel of its middle square, 16 MB at most |
-| JPEG in colour with several scans, as every progressive one | 6 more |
-| PNG, GIF | 8 |
-| WebP | 18; a lossless one also 20 kB for each of its Huffman code groups |
+`EMBEDDER_DECODE_TIMEOUT_S` is for any picture. Of processor time a small one has 2 s, and as much more of that limit as
+its pixels are of `EMBEDDER_MAX_IMAGE_PIXELS`.
 """
 
 

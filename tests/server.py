@@ -107,6 +107,15 @@ class Server:
         """Those of them that serve."""
         return {child for child in self.children() if b"_bentoml_impl.worker.service" in _command(child)}
 
+    def decoders(self) -> set[int]:
+        """The processes that decode for them."""
+        return {
+            int(child)
+            for worker in self.workers()
+            for thread in Path(f"/proc/{worker}/task").iterdir()
+            for child in thread.joinpath("children").read_text().split()
+        }
+
     def descriptors(self) -> int:
         """How many files and sockets all its processes below the first have open."""
         return sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in self.children())

@@ -22,6 +22,7 @@ ORDER = [
     "model",
     "images",
     "fetch",
+    "result",
     "cache",
     "pipeline",
     "engine",

@@ -90,15 +90,6 @@ async def test_a_result_says_what_took_its_time(settings: Settings, photo: bytes
     assert all(seconds >= 0 for seconds in result.timings.values())
 
 
-async def test_without_a_cache_files_are_hashed_only_if_that_is_wanted(
-    settings: Settings, photo: bytes
-) -> None:
-    async with Engine(replace(settings, cache_entries=0), hash_files=False) as engine:
-        (result,) = await engine.embed([photo])
-    assert result.embedding is not None
-    assert result.sha256 is None
-
-
 async def test_any_number_of_sources_is_read_no_further_ahead_than_may_be_in_work(
     settings: Settings, origin: Origin, photo: bytes
 ) -> None:

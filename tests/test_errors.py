@@ -71,7 +71,7 @@ ONE_OF_EACH: list[EmbedderError] = [
     URLNotAllowed("the URL has no host"),
     ImageTooLarge(limit_bytes=20_000_000, actual_bytes=25_500_000),
     TooManyPixels(width=30_000, height=20_000, limit_pixels=50_000_000),
-    UnsupportedFormat(),
+    UnsupportedFormat("this is a HEIC file", taken=("JPEG", "PNG")),
     BadImage("the image is cut short"),
     FetchFailed("the image's server answered 404"),
     FetchTimeout(limit_s=10),

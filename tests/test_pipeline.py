@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import subprocess
-import sys
-import threading
+import os
+import signal
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,30 +17,33 @@ import PIL.Image
 import pytest
 from prometheus_client import CollectorRegistry
 
-from embedder.cache import EmbeddingCache, KnownImage
+from embedder.cache import EmbeddingCache
 from embedder.errors import (
+    BadImage,
     FetchFailed,
     FetchTimeout,
     ImageTooLarge,
     InvalidRequest,
     Overloaded,
     RequestError,
-    TooManyPixels,
     UnsupportedFormat,
 )
 from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
-from embedder.images.containers import first_picture
-from embedder.images.decode_budget import MAX_QUEUE, DecodeBudget
+from embedder.images import decoders
+from embedder.images.decoders import Decoders, Room
+from embedder.images.formats import ON
 from embedder.metrics.measures import Metrics
 from embedder.model.spec import Preprocessing
-from embedder.pipeline import DecodedImage, Outcome, Pipeline, Result, Source
+from embedder.pipeline import DecodedImage, Outcome, Pipeline, Source
+from embedder.result import Result
 from embedder.runtime.byte_budget import ByteBudget
 from tests import pictures
+from tests.images.hostile_child import ordered
+from tests.images.test_decoders import HOSTILE
 from tests.origin import Origin
 from tests.pictures import data_url
-from tests.server import ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +58,9 @@ async def started(
     max_in_flight_images: int = 8,
     timeout_s: float = 5,
     byte_budget: ByteBudget | None = None,
-    decode_budget: DecodeBudget | None = None,
+    room: Room = Room(2, 400_000_000, 60, 1_000_000),  # noqa: B008 - frozen
     metrics: Metrics | None = None,
+    program: str = decoders.PROGRAM,
 ) -> AsyncIterator[Pipeline]:
     urls = URLPolicy(
         allowed_ports=frozenset({origin.port}), addresses=AddressPolicy((ip_network("127.0.0.0/8"),))
@@ -65,17 +68,20 @@ async def started(
     metrics = metrics or Metrics()
     pipeline = Pipeline(
         Fetcher(
-            urls, metrics=metrics, version="0", max_bytes=1_000_000, timeout_s=timeout_s, max_redirects=3
+            urls,
+            metrics=metrics,
+            version="0",
+            max_bytes=1_000_000,
+            timeout_s=timeout_s,
+            max_redirects=3,
+            formats=ON,
         ),
-        GEOMETRY,
+        Decoders(GEOMETRY, room=room, formats=ON, max_file_bytes=1_000_000, metrics=metrics, program=program),
         cache=EmbeddingCache(cache_entries),
         byte_budget=byte_budget or ByteBudget(10_000_000),
-        decode_budget=decode_budget or DecodeBudget(100_000_000),
         metrics=metrics,
         max_in_flight_images=max_in_flight_images,
         max_image_bytes=1_000_000,
-        max_image_pixels=1_000_000,
-        decode_threads=2,
     )
     await pipeline.start()
     try:
@@ -341,36 +347,26 @@ async def test_the_error_of_an_image_does_not_keep_the_image(origin: Origin, pho
 
 
 async def test_what_is_given_up_before_its_turn_is_not_kept(origin: Origin, photo: bytes) -> None:
-    busy, taken = threading.Event(), threading.Barrier(3)
-    async with started(origin) as pipeline:
-        queue = pipeline._decoders._work_queue
-
-        def keep_busy() -> None:
-            taken.wait(10)
-            busy.wait(60)
-
-        for _ in range(2):
-            pipeline._decoders.submit(keep_busy)
-        taken.wait(10)
+    async with started(origin, program=HOSTILE) as pipeline:
+        held = [asyncio.create_task(ask(pipeline, ordered("wait"))) for _ in range(2)]
+        await asyncio.sleep(0)
 
         async def given_up() -> object:
-            urls = [data_url(photo + bytes([number]) * (LARGE // 2)) for number in range(8)]
+            urls = [data_url(photo + bytes([number]) * (LARGE // 2)) for number in range(5)]
             task = asyncio.create_task(ask(pipeline, *urls))
-            queued = queue.qsize() + len(urls)
-            while queue.qsize() < queued:  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(20):
+                while len(pipeline.decoders._waiting) < len(urls):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             for _ in range(10):  # turns of the loop, in which what was cancelled ends
                 await asyncio.sleep(0)
-            assert pipeline.in_flight_images == 0
             return ()
 
-        try:
-            assert await allocated_bytes(given_up) < LARGE // 2
-        finally:
-            busy.set()
+        assert await allocated_bytes(given_up) < LARGE // 2
+        for task in held:
+            task.cancel()
 
 
 async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for_others(
@@ -420,28 +416,19 @@ async def test_the_size_is_that_of_the_upright_picture(origin: Origin) -> None:
     async with started(origin) as pipeline:
         (image,) = await ask(pipeline, turned)
     assert isinstance(image, DecodedImage)
-    assert (image.width, image.height) == (40, 60)
+    assert (image.source.width, image.source.height) == (40, 60)
 
 
-async def test_what_does_not_fit_into_memory_beside_others_is_decoded_after_them(
-    origin: Origin, photo: bytes
-) -> None:
-    files = [photo[:2] + b"\xff\xfe\x00\x03%c" % number + photo[2:] for number in range(1 + MAX_QUEUE)]
-    memory = DecodeBudget(
-        first_picture(photo, GEOMETRY, max_pixels=1_000_000).decoding_bytes
-    )  # of one of them
+async def test_each_stage_is_counted_once_for_each_image(origin: Origin, photo: bytes) -> None:
     registry = CollectorRegistry()
-    async with started(origin, decode_budget=memory, metrics=Metrics(registry)) as pipeline:
-        images = await ask(pipeline, *files)
-    assert all(isinstance(image, DecodedImage) for image in images)
-    assert memory.try_take(memory.limit_bytes)  # everything was given back
-    # And counted once, whether it waited or not.
+    async with started(origin, metrics=Metrics(registry)) as pipeline:
+        assert all(isinstance(image, DecodedImage) for image in await ask(pipeline, *[photo] * 5))
     name = "embedder_stage_duration_seconds_count"
     for stage in ("decode_queue", "decode"):
-        assert registry.get_sample_value(name, {"stage": stage}) == len(files)
+        assert registry.get_sample_value(name, {"stage": stage}) == 5
 
 
-async def test_a_picture_that_waits_for_memory_is_held_once(origin: Origin) -> None:
+async def test_a_picture_that_waits_for_its_turn_is_held_once(origin: Origin) -> None:
     noise = [
         pictures.encoded(
             PIL.Image.frombytes("RGB", (300, 300), np.random.default_rng(n).bytes(270_000)), "PNG"
@@ -450,10 +437,11 @@ async def test_a_picture_that_waits_for_memory_is_held_once(origin: Origin) -> N
     ]
     for number, file in enumerate(noise):
         origin.serve(f"/noise-{number}.png", file)
-    held, memory = ByteBudget(10_000_000), DecodeBudget(10_000_000)
-    async with started(origin, byte_budget=held, decode_budget=memory) as pipeline:
+    held = ByteBudget(10_000_000)
+    async with started(origin, byte_budget=held, program=HOSTILE) as pipeline:
         await ask(pipeline, *noise)  # once for what is only made once
-        assert memory.try_take(memory.limit_bytes)
+        holders = [asyncio.create_task(ask(pipeline, ordered("wait"))) for _ in range(2)]
+        await asyncio.sleep(0)
         gc.collect()
         tracemalloc.start()
         try:
@@ -461,27 +449,21 @@ async def test_a_picture_that_waits_for_memory_is_held_once(origin: Origin) -> N
             async with asyncio.timeout(20):
                 while held.total_bytes < sum(map(len, noise)):  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.01)
-                # What is counted is what is held, but for the origin's and the threads' own.
+                # What is counted is what is held, but for the origin's own.
                 while tracemalloc.get_traced_memory()[0] > held.total_bytes * 1.3:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         finally:
             tracemalloc.stop()
-        memory.give_back(memory.limit_bytes)
+        for process in pipeline.decoders.process_ids:
+            os.kill(process, signal.SIGKILL)
         assert all(isinstance(outcome, DecodedImage) for outcome in await waiting)
-
-
-async def test_what_can_never_fit_is_refused_with_the_pixels_that_would(origin: Origin, photo: bytes) -> None:
-    memory = DecodeBudget(first_picture(photo, GEOMETRY, max_pixels=1_000_000).decoding_bytes - 4)
-    async with started(origin, decode_budget=memory) as pipeline:
-        (refused,) = await ask(pipeline, data_url(photo))
-    assert isinstance(refused, Result)
-    assert isinstance(refused.error, TooManyPixels)
-    assert refused.error.limit_pixels == 451 * 300 - 1
+        for task in holders:
+            assert isinstance(error((await task)[0]), BadImage)
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
     cache = EmbeddingCache(2)
-    known = [KnownImage(np.full(512, n, dtype=np.float32), 1, 1, "PNG") for n in range(3)]
+    known = [Result(np.full(512, n, dtype=np.float32)) for n in range(3)]
     cache.put("0", known[0])
     cache.put("1", known[1])
     assert cache.get("0") is known[0]  # used: now the second is the oldest
@@ -500,50 +482,21 @@ async def test_a_known_embedding_does_not_keep_its_batch(origin: Origin, photo: 
     assert known.embedding.base is None
 
 
-STARVED = """
-import asyncio, base64, resource, sys
-from embedder.fetch.addresses import AddressPolicy
-from embedder.cache import EmbeddingCache, KnownImage
-from embedder.fetch.fetcher import Fetcher
-from embedder.metrics.measures import Metrics
-from embedder.model.spec import Preprocessing
-from embedder.pipeline import DecodedImage, Pipeline
-from embedder.images.decode_budget import DecodeBudget
-from embedder.runtime.byte_budget import ByteBudget
-from embedder.runtime.memory import mappable_bytes, spare_address_space
-from embedder.fetch.urls import URLPolicy
-
-async def main(large, small):
-    urls = URLPolicy(allowed_ports=frozenset({80}), addresses=AddressPolicy(()))
-    metrics = Metrics()
-    pipeline = Pipeline(
-        Fetcher(urls, metrics=metrics, version="0", max_bytes=10**7, timeout_s=5, max_redirects=0),
-        Preprocessing(resize=256, crop=224), cache=EmbeddingCache(0), metrics=metrics,
-        byte_budget=ByteBudget(10**8), decode_budget=DecodeBudget(10**9), max_in_flight_images=8,
-        max_image_bytes=10**7, max_image_pixels=5 * 10**7, decode_threads=2,
-    )
-    await pipeline.start()
-    resource.setrlimit(resource.RLIMIT_AS, (10**10 - mappable_bytes() + 60_000_000, 10**10))
-    for outcome in await pipeline.outcomes([large, small]):
-        error = getattr(outcome, "error", None)
-        print(type(error or outcome).__name__, error or "")
-    await pipeline.close()
-
-resource.setrlimit(resource.RLIMIT_AS, (10**10, 10**10))
-spare_address_space()
-asyncio.run(main(*sys.stdin.read().split()))
-"""
+async def test_a_file_is_hashed_where_somebody_asks(origin: Origin, photo: bytes) -> None:
+    padded = photo + bytes(700_000)  # hashed on a thread
+    async with started(origin, cache_entries=0) as pipeline:
+        with pipeline.places(2):
+            for hashed in (False, True):
+                for file, outcome in zip(
+                    (photo, padded), await pipeline.outcomes([photo, padded], hashed=hashed), strict=True
+                ):
+                    assert isinstance(outcome, DecodedImage)
+                    assert outcome.source.sha256 == (hashlib.sha256(file).hexdigest() if hashed else None)
 
 
-def test_an_image_for_which_there_is_no_memory_is_refused_and_its_neighbour_is_not(photo: bytes) -> None:
-    large = pictures.encoded(PIL.Image.new("RGBA", (5000, 5000)), "PNG", compress_level=1)  # 100 MB of pixels
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED],
-        cwd=ROOT,
-        input=f"{data_url(large)} {data_url(photo)}",
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines() == ["Overloaded there is no memory for the image now", "DecodedImage "]
+@pytest.mark.parametrize("around", [" {} ", "{}\r\n", "\t{}", "\u00a0{}\u2028"])
+async def test_blanks_around_a_url_are_nothing(origin: Origin, photo: bytes, around: str) -> None:
+    origin.serve("/photo.jpg", photo)
+    async with started(origin) as pipeline:
+        for url in (origin.url("/photo.jpg"), data_url(photo)):
+            assert isinstance((await ask(pipeline, around.format(url)))[0], DecodedImage)

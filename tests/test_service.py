@@ -105,6 +105,28 @@ def test_every_embed_answer_names_the_model_and_what_may_be_compared(server: Ser
         assert answer.headers["X-Embedding-Fingerprint"] == info["fingerprint"]
 
 
+def test_an_answer_says_what_the_image_was(server: Server, origin: Origin) -> None:
+    turned = pictures.oriented(pictures.photo(640, 480), "JPEG", 6)
+    origin.serve("/turned.jpg", turned)
+    url = origin.url("/turned.jpg")
+    headers = server.post("/embed", {"url": url}).headers
+    assert (headers["X-Image-Format"], headers["X-Image-Size"]) == ("JPEG", "480x640")
+    assert "X-Image-Size" not in server.post("/embed", {"url": origin.url("/none")}).headers
+    urls = [url, origin.url("/none"), url]
+    known = {"format": "JPEG", "width": 480, "height": 640, "bytes": len(turned)}
+    image = {**known, "sha256": hashlib.sha256(turned).hexdigest()}
+    answer = server.post("/embed_batch", {"urls": urls, "details": True}).json()
+    assert answer["images"] == [image, None, image]
+    for details in ({}, {"details": False}):
+        assert server.post("/embed_batch", {"urls": urls, **details}).json().keys() == {
+            "embeddings",
+            "errors",
+        }
+    for nonsense in (1, "true", None):
+        answer = server.post("/embed_batch", {"urls": urls, "details": nonsense})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
 def test_health_is_what_it_was(server: Server) -> None:
     answer = server.get("/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "healthy"})

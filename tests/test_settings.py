@@ -17,10 +17,11 @@ DEFAULTS: dict[str, object] = {
     "model": "resnet18:latest", "precision": "fp32", "threads": 1, "batching": "eager", "port": 8000,
     "max_batch_size": 32, "max_urls": 64, "max_body_bytes": 32_000_000, "max_image_bytes": 20_000_000,
     "max_image_pixels": 50_000_000, "max_in_flight_images": 256, "fetch_timeout_s": 10.0, "connect_timeout_s": 2.0,
-    "max_redirects": 3, "allowed_hosts": (), "allowed_ports": frozenset({80, 443}), "allowed_networks": (),
+    "decode_timeout_s": 10.0, "formats": (),
+    "max_redirects": 5, "allowed_hosts": (), "allowed_ports": frozenset({80, 443}), "allowed_networks": (),
     "contact": "", "proxy": "", "cache_entries": 10_000, "api_keys": (), "open_routes": frozenset(),
 }  # fmt: skip
-FROM_THE_MACHINE = {"workers", "max_in_flight_bytes", "max_decoding_bytes"}
+FROM_THE_MACHINE = {"workers", "decoders", "max_in_flight_bytes", "max_decoding_bytes"}
 # What one request may bring must have room in work, so the edges of some settings need others.
 ROOM = {
     "EMBEDDER_MAX_URLS": "1",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ MAX_HEADS = 8
 HEAD_STEP_BYTES = 4096
 # For one response: what is not body, beside a sixteenth of the body. Chunks of one byte take a hundred times
 # as long to parse as the same body in one piece; servers send kilobytes in each, with six bytes around them.
-MAX_FRAMING_BYTES = 65_536
+MAX_FRAMING_BYTES = 131_072
 
 
 class BoundedConnector(aiohttp.TCPConnector):
@@ -114,9 +115,14 @@ class StrictConnection(ResponseHandler):
             if self._is_over():
                 self._cut()
                 return
-            end = len(data) if self._in_body() else self._end_of_head_step(data, position)
+            if self._in_body():
+                end = len(data)
+                piece = data[position:]
+            else:
+                end = self._end_of_head_step(data, position)
+                piece = _tidied_head(data[position:end])
             self._received_bytes += end - position
-            super().data_received(data[position:end])
+            super().data_received(piece)
             position = end
             self._cut_if_too_much()
         self._cut_if_another_began()
@@ -181,6 +187,19 @@ class StrictConnection(ResponseHandler):
         self.set_exception(aiohttp.ClientPayloadError("more than one response, or little but framing"))
         if self.transport is not None:
             self.transport.abort()
+
+
+def _tidied_head(piece: bytes) -> bytes:
+    """A piece of a head as browsers read it, where llhttp refuses it: blanks before colons, a length stated twice."""
+    piece = _BLANKS_BEFORE_COLON.sub(rb"\1:", piece)
+    lengths = _LENGTH.findall(piece)
+    if len(lengths) > 1 and len(set(lengths)) == 1:
+        piece = _LENGTH.sub(b"", piece, count=len(lengths) - 1)
+    return piece
+
+
+_BLANKS_BEFORE_COLON = re.compile(rb"(\r\n[!-9;-~]+)[ \t]+:")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,19})[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 def _check_private_names() -> None:

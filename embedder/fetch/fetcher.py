@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from embedder.errors import Draining, FetchFailed, ImageTooLarge, UnsupportedFormat, URLNotAllowed
+from embedder.errors import Draining, FetchFailed, ImageTooLarge, URLNotAllowed
 from embedder.fetch.aiohttp_private import BoundedConnector
+from embedder.fetch.compression import Unpacker
 from embedder.fetch.dialling import (
     MAX_ADDRESSES_PER_NAME,
     AddressRefused,
@@ -36,7 +38,7 @@ from embedder.fetch.dialling import (
 from embedder.fetch.failures import EXPLAINABLE, Failure, blamed_on_proxy, explained, unreachable
 from embedder.fetch.proxy import Proxy
 from embedder.fetch.urls import URLPolicy, literal_address
-from embedder.images.containers import HEAD_BYTES, sniff
+from embedder.images.formats import HEAD_BYTES, Format, recognised
 from embedder.metrics.measures import Metrics
 from embedder.runtime.byte_budget import Lease
 
@@ -45,14 +47,13 @@ logger = logging.getLogger(__name__)
 # In one worker. Images mostly come from one CDN; a host that hangs holds no more than these.
 MAX_CONNECTIONS_PER_HOST = 64
 
+MAX_FIELD_BYTES = 65_536
+MAX_FIELDS = 1000
+"""Of an answer's head; all of it has `MAX_FRAMING_BYTES` at most."""
+
 # Of a URL's host and path, and of a failure's cause, in the log.
 MAX_LOGGED_CHARACTERS = 200
 
-_ACCEPT = {
-    # What can be decoded, so that a CDN that negotiates (Cloudinary's f_auto) does not send AVIF.
-    "Accept": "image/jpeg,image/png,image/webp,image/gif",
-    "Accept-Encoding": "identity",
-}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -83,6 +84,7 @@ class Fetcher:
         max_connections: int = 256,
         contact: str = "",
         proxy: str = "",
+        formats: Collection[Format],
         connect_timeout_s: float = 2.0,
         resolver: Callable[[], AbstractResolver] = aiohttp.AsyncResolver,
         open_socket: OpenSocket = socket.socket,
@@ -95,6 +97,7 @@ class Fetcher:
         self._max_connections = max_connections
         self._user_agent = f"image-embedder/{version}" + (f" (+{contact})" if contact else "")
         self._proxy = Proxy.of(proxy) if proxy else None
+        self._formats = formats
         self._connect_timeout_s = connect_timeout_s
         self._make_resolver = resolver
         self._open_socket = open_socket
@@ -117,10 +120,18 @@ class Fetcher:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            headers={"User-Agent": self._user_agent, **_ACCEPT},
+            headers={
+                "User-Agent": self._user_agent,
+                "Accept": _accept(self._formats),
+                "Accept-Encoding": "identity",
+            },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,  # no proxy variables, no netrc
+            # Content-Security-Policy and Link have ten thousand bytes and more; servers allow 64 kB in all.
+            max_line_size=MAX_FIELD_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_FIELDS,
             trace_configs=[_notes_on_connections()],
         )
 
@@ -226,36 +237,36 @@ class Fetcher:
         status = response.status
         if self._proxy is not None and self._proxy.may_have_answered(status, url):
             raise unreachable("connection", f"the proxy or the image's server answered {status}")
-        if status != 200:
+        if not (status in (200, 203) or (status == 206 and _is_whole(response))):
             raise Failure("status", FetchFailed(f"the image's server answered {status}"))
-        for header, usual in (
-            ("Content-Encoding", ([""], ["identity"])),
-            ("Transfer-Encoding", ([""], ["identity"], ["chunked"])),
-        ):
-            if _codings(response, header) not in usual:
-                text = f"the image's server answered with a {header} that was not asked for"
-                raise Failure("answer", FetchFailed(text))
+        if _codings(response, "Transfer-Encoding") not in ([], ["identity"], ["chunked"]):
+            raise Failure(
+                "answer", FetchFailed("the image's server answered in a Transfer-Encoding that is not known")
+            )
         if response.content_length is not None and response.content_length > self._max_bytes:
             raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
 
     async def _read(self, response: aiohttp.ClientResponse, lease: Lease | None) -> bytes:
         chunks: list[bytes] = []
         length = 0
-        is_image = False
-        async for chunk in response.content.iter_any():
-            chunks.append(chunk)
-            length += len(chunk)
-            if length > self._max_bytes:
-                raise ImageTooLarge(limit_bytes=self._max_bytes)
-            if lease is not None:
-                lease.add(len(chunk))
-            if not is_image and length >= HEAD_BYTES:
-                if sniff(b"".join(chunks)[:HEAD_BYTES]) is None:
-                    raise UnsupportedFormat
-                is_image = True
-        if not is_image:
-            raise UnsupportedFormat  # too short to be any image
-        return b"".join(chunks)
+        known = False
+        unpacker = Unpacker(_codings(response, "Content-Encoding"))
+        async for received in response.content.iter_any():
+            for chunk in unpacker.parts(received):
+                chunks.append(chunk)
+                length += len(chunk)
+                if not known and length >= HEAD_BYTES:
+                    recognised(b"".join(chunks)[:HEAD_BYTES], self._formats)
+                    known = True
+                if length > self._max_bytes:
+                    raise ImageTooLarge(limit_bytes=self._max_bytes)
+                if lease is not None:
+                    lease.add(len(chunk))
+        unpacker.check_end()
+        data = b"".join(chunks)
+        if not known:
+            recognised(data, self._formats)
+        return data
 
     def _note(self, failure: Failure, url: URL | None) -> None:
         self._metrics.fetch_failures.labels(failure.reason).inc()
@@ -302,8 +313,22 @@ def _notes_on_connections() -> aiohttp.TraceConfig:
     return traces
 
 
+def _accept(formats: Collection[Format]) -> str:
+    """What is taken, for CDNs that negotiate; and anything else rather than nothing."""
+    return ",".join([*(format.media_type for format in formats if format.asked_for), "*/*;q=0.1"])
+
+
 def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
-    return [coding.strip().lower() for coding in ",".join(response.headers.getall(header, [])).split(",")]
+    codings = ",".join(response.headers.getall(header, [])).lower().split(",")
+    return [coding.strip() for coding in codings if coding.strip()]
+
+
+def _is_whole(response: aiohttp.ClientResponse) -> bool:
+    """Whether an answer with a part, which was not asked for, has all of the file in it."""
+    part = re.fullmatch(
+        r"bytes 0-([0-9]{1,15})/([0-9]{1,15})", response.headers.get("Content-Range", "").strip()
+    )
+    return part is not None and int(part[1]) + 1 == int(part[2])
 
 
 def _without_query(url: URL) -> str:

@@ -19,7 +19,8 @@ from yarl import URL
 from embedder.errors import URLNotAllowed
 from embedder.fetch.addresses import AddressPolicy
 
-MAX_URL_CHARACTERS = 2048
+MAX_URL_CHARACTERS = 8192
+"""Presigned URLs have two thousand and more, and others carry such a one in themselves."""
 MAX_HOST_CHARACTERS = 253  # RFC 1035 section 2.3.4, less the root's empty label
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -27,7 +28,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Scheme and port are bounded, because errors quote them.
 _SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # also of names that break a rule for hyphens: browsers ask for them
 # WHATWG URL, "ends in a number": browsers and the C library read a host with such a last label as an IPv4
 # address.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -35,7 +36,10 @@ _DOT = re.compile(r"\.|%2e", re.IGNORECASE)
 _DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
 # Characters that are invisible or reverse the direction of text: a person would read another URL than a
 # program. Unassigned ones are not among them: a newer Unicode, and so another Python, may have assigned them.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+# Nor are blanks, which names of files have, of several kinds: they are escaped.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# What does not decode as UTF-8 in a `Location`, as aiohttp gives it.
+_UNDECODED = re.compile("[\udc80-\udcff]")
 # Of category Cf too, but Persian and Hindi words, and emoji, need them.
 _JOINERS = frozenset("\u200c\u200d")
 # All that RFC 3986 allows in a path or query, and "%", so that nothing is escaped twice.
@@ -53,11 +57,12 @@ class URLPolicy:
 
     def admit(self, text: str) -> URL:
         """The URL to fetch. Path and query stay as given, with two exceptions: characters that no URL may
-        hold are percent-encoded as UTF-8, and "." and ".." in the path are resolved. A fragment and an empty
-        query are dropped.
+        hold are percent-encoded as UTF-8, and "." and ".." in the path are resolved. Blanks and line ends around
+        it, a fragment and an empty query are dropped.
 
         Raises URLNotAllowed, and nothing else, whatever `text` is.
         """
+        text = text.strip()
         _check_characters(text)
         return self._admit(text)
 
@@ -90,6 +95,7 @@ class URLPolicy:
 
         Raises URLNotAllowed as `admit` does.
         """
+        location = _UNDECODED.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", location.strip())
         # Not of the joined URL: escapes have made `url` up to nine times as long as it was when admitted.
         _check_characters(location)
         return self._admit(_joined(url, location))
@@ -124,7 +130,7 @@ def _check_characters(text: str) -> None:
         raise URLNotAllowed(f"the URL has {len(text)} characters; the limit is {MAX_URL_CHARACTERS}")
     invisible = {c for c in set(text) - _JOINERS if unicodedata.category(c) in _INVISIBLE}
     if invisible or "\\" in text:
-        raise URLNotAllowed("the URL contains a blank, a backslash or an invisible character; escape it")
+        raise URLNotAllowed("the URL contains a backslash or an invisible character; escape it")
 
 
 def _joined(url: URL, location: str) -> str:
@@ -169,7 +175,7 @@ def _ascii_host(text: str) -> str:
             raise URLNotAllowed("the URL's host is not a valid international name")
         # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
         try:
-            host = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
+            host = ".".join(map(_ascii_label, idna.uts46_remap(text, std3_rules=True).split(".")))
         except UnicodeError:  # idna.IDNAError is one
             raise URLNotAllowed("the URL's host is not a valid international name") from None
     if not host:
@@ -181,6 +187,15 @@ def _ascii_host(text: str) -> str:
     if _NUMERIC_LABEL.fullmatch(labels[-1]) and (text != name or literal_address(name) is None):
         raise URLNotAllowed("the URL's host is a number that is not a plain IPv4 address")
     return host
+
+
+def _ascii_label(label: str) -> str:
+    """As browsers have it (UTS 46): symbols are letters like others, which IDNA 2008 alone refuses."""
+    if label.isascii():
+        return label
+    idna.check_initial_combiner(label)
+    idna.check_bidi(label)
+    return f"xn--{label.encode('punycode').decode('ascii')}"
 
 
 def _canonical_ipv6(text: str) -> str:

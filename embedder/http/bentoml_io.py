@@ -121,7 +121,7 @@ async def _outcomes(
             texts = (source for source in query.sources if isinstance(source, str))
             lease.add(3 * sum(len(text) for text in texts if not text.isascii()))
             exchange.resources.enter_context(engine.pipeline.places(len(query.sources)))
-            return await engine.pipeline.outcomes(query.sources)
+            return await engine.pipeline.outcomes(query.sources, hashed=query.hashed)
     except EmbedderError as error:
         return bare(error)
     except MemoryError:

@@ -26,7 +26,7 @@ _PAGE_POLICY = (
 _LIMITS = (
     *("max_batch_size", "max_urls", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
     *("max_in_flight_images", "max_in_flight_bytes", "max_decoding_bytes"),
-    *("fetch_timeout_s", "connect_timeout_s", "max_redirects"),
+    *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "decode_timeout_s"),
 )
 """The settings that `/info` shows under `limits`."""
 
@@ -69,6 +69,8 @@ def describe(engine: Engine) -> Mapping[str, object]:
         "workers": settings.workers,
         "threads": settings.threads,
         "batching": settings.batching,
+        "decoders": settings.decoders,
+        "formats": [format.name for format in engine.formats],
         "limits": {
             **{name: getattr(settings, name) for name in _LIMITS},
             "allowed_hosts": list(settings.allowed_hosts),

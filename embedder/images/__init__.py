@@ -1,7 +1,8 @@
-"""Image files into pixels: formats and their limits, decoding with Pillow, and the memory it may take.
+"""Image files into pixels, in child processes.
 
-containers       bytes -> Picture: format, size, orientation, the memory to decode it; no Pillow
-webp_lossless    the part of a lossless WebP's cost that its size does not show
-decode           Picture -> uint8 (crop, crop, 3), by a network's Preprocessing; alone knows Pillow
-decode_budget    how much memory all decoding may take at once
+formats    the formats, a row for each: first bytes, the size that a header states; no Pillow
+decoders   the child processes, and whose turn it is
+child      what runs in one of them: file -> decode -> pixels, or an error
+sandbox    what a child can't do any more
+decode     a file -> RGB pixels, by a network's Preprocessing; alone knows Pillow
 """

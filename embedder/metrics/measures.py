@@ -102,6 +102,15 @@ class Metrics:
             "Images whose bytes were not known. Counted only where embeddings are kept.",
             registry=registry,
         )
+        self.decoders_lost = Counter(
+            "embedder_decoders_lost",
+            "Decoding processes that ended and were replaced: of themselves (death), or because a picture took too "
+            "long (time).",
+            ["cause"],
+            registry=registry,
+        )
+        for cause in ("death", "time"):
+            self.decoders_lost.labels(cause)
         self.shared_fetches = Counter(
             "embedder_shared_fetches",
             "Images that were not fetched, because the same URL was being fetched already.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedder.runtime.cgroup import Cgroup
 
-_M_ARENA_MAX = -8  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 
 
 def available_memory_bytes(cgroup: Cgroup = Cgroup()) -> int:  # noqa: B008 - frozen
@@ -50,6 +50,20 @@ def spare_address_space() -> None:
 
     Otherwise glibc maps 64 MB for each of the first dozens of threads, whether they use them or not.
     """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        _mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_freed_memory() -> None:
+    """Keep up to 16 MB of what is freed, in blocks of up to 8 MB, for what is allocated next.
+
+    By default glibc may give it back each time: 550 page faults, 2 ms, for each picture of 640 x 480.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, 8_000_000)
+    _mallopt(_M_TRIM_THRESHOLD, 16_000_000)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        mallopt(_M_ARENA_MAX, 1)
+    if mallopt is not None:
+        mallopt(parameter, value)

@@ -23,6 +23,7 @@ from embedder.fetch.addresses import AddressPolicy, Network
 from embedder.fetch.dialling import OpenSocket
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
+from embedder.images.formats import ON
 from embedder.metrics.measures import Metrics
 from tests.answers import CAT, says
 from tests.origin import Origin
@@ -135,6 +136,7 @@ async def fetching(
         "timeout_s": 30,
         "max_bytes": 100_000,
         "max_redirects": 3,
+        "formats": ON,
     }
     fetcher = Fetcher(
         URLPolicy(allowed_ports=frozenset(ports), addresses=AddressPolicy(tuple(networks))),

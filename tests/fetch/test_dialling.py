@@ -18,6 +18,7 @@ from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.dialling import MAX_ADDRESSES_PER_ANSWER, MAX_ADDRESSES_PER_NAME
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
+from embedder.images.formats import ON
 from embedder.metrics.measures import Metrics
 from tests.answers import CAT
 from tests.fetch.fetching import (
@@ -42,7 +43,7 @@ from tests.origin import Origin
 async def test_the_default_resolver_knows_localhost(origin: Origin) -> None:
     policy = URLPolicy(allowed_ports=frozenset({origin.port}), addresses=AddressPolicy(LOOPBACK))
     fetcher = Fetcher(
-        policy, metrics=Metrics(), version="0", max_bytes=100_000, timeout_s=30, max_redirects=0
+        policy, metrics=Metrics(), version="0", max_bytes=100_000, timeout_s=30, max_redirects=0, formats=ON
     )
     await fetcher.start()
     try:

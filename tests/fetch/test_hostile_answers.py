@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 
 import pytest
 
-from embedder.errors import FetchFailed, UnsupportedFormat
+from embedder.errors import FetchFailed, ImageTooLarge, UnsupportedFormat
 from tests.answers import BAD_CHUNKS, CAT, DOG, NOT_HTTP, OK, chunked, hang, reset, says, with_length
 from tests.fetch.fetching import BROKEN, fetching, outcome, until
 from tests.origin import Handler, Origin
@@ -18,8 +19,8 @@ BEGINNINGS = {"one letter": b"H", "half a head": b"HTTP/1.1 200 OK\r\nX-Its: ", 
 pytestmark = pytest.mark.anyio
 
 
-async def test_every_final_status_but_200_and_redirects_fails_with_its_number(origin: Origin) -> None:
-    statuses = sorted(set(range(201, 600)) - {301, 302, 303, 307, 308})
+async def test_every_final_status_but_200_203_and_redirects_fails_with_its_number(origin: Origin) -> None:
+    statuses = sorted(set(range(201, 600)) - {203, 301, 302, 303, 307, 308})
     for status in statuses:
         bare = status in (204, 304)
         origin.serve(f"/{status}", b"" if bare else CAT, status=status, headers={"WWW-Authenticate": "Basic"})
@@ -71,14 +72,23 @@ async def test_a_body_without_a_length_that_ends_in_a_reset_is_a_failure(origin:
 
 @pytest.mark.parametrize(
     "encoding",
-    ["gzip", "BR", "identity, gzip", "gzip, identity", "nonsense"],
+    ["gzip", "BR", "identity, gzip", "zstd", "gzip, gzip", "compress", "deflate"],
 )
-async def test_a_content_encoding_is_refused(origin: Origin, encoding: str) -> None:
+async def test_a_compression_that_is_not_known_or_is_none_is_refused(origin: Origin, encoding: str) -> None:
     origin.serve("/encoded", CAT, headers={"Content-Encoding": encoding})
     async with fetching(origin) as fetcher:
         kind, _, text = await outcome(fetcher.fetch(origin.url("/encoded")))
     assert kind is FetchFailed
-    assert "Content-Encoding" in text
+    assert "compressed its answer" in text
+
+
+async def test_what_was_compressed_is_limited_unpacked_and_has_to_be_whole(origin: Origin) -> None:
+    bomb = gzip.compress(CAT + bytes(50_000_000), 9)
+    for path, body in (("/bomb", bomb), ("/cut", gzip.compress(CAT)[:-9])):
+        origin.serve(path, body, headers={"Content-Encoding": "gzip"})
+    async with fetching(origin) as fetcher:
+        assert (await outcome(fetcher.fetch(origin.url("/bomb"))))[0] is ImageTooLarge
+        assert (await outcome(fetcher.fetch(origin.url("/cut"))))[0] is FetchFailed
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from embedder.errors import FetchFailed, FetchTimeout, ImageTooLarge, UnsupportedFormat
 from embedder.fetch.fetcher import MAX_CONNECTIONS_PER_HOST
+from embedder.images.formats import HEAD_BYTES
 from tests.answers import (
     BUSYWORK,
     CAT,
@@ -76,21 +77,22 @@ async def test_an_endless_body_is_cut_off_at_the_limit(origin: Origin, head: byt
     assert flood.sent_bytes < BUFFERED_BYTES
 
 
-async def test_sixteen_bytes_that_are_no_image_are_enough(origin: Origin) -> None:
-    origin.raw("/page.jpg", says(with_length(HTML[:16], length=90_000), then=hang))
+async def test_the_first_bytes_of_what_is_no_image_are_enough(origin: Origin) -> None:
+    origin.raw("/page.jpg", says(with_length((HTML * 9)[:HEAD_BYTES], length=90_000), then=hang))
     async with fetching(origin) as fetcher:
         got = await outcome(fetcher.fetch(origin.url("/page.jpg")))
-    assert got[0] is UnsupportedFormat
+    assert got == (UnsupportedFormat, "unsupported_format", got[2])
+    assert got[2].startswith("the server sent a web page; taken are JPEG, PNG")
 
 
-@pytest.mark.parametrize("size", [1, 15])
-async def test_a_body_shorter_than_any_image_is_refused(origin: Origin, size: int) -> None:
-    origin.serve("/short", CAT[:size])
+@pytest.mark.parametrize("body", [b"", CAT[:2], HTML[:15]])
+async def test_a_body_shorter_than_any_image_is_refused(origin: Origin, body: bytes) -> None:
+    origin.serve("/short", body)
     async with fetching(origin) as fetcher:
         assert (await outcome(fetcher.fetch(origin.url("/short"))))[0] is UnsupportedFormat
 
 
-async def test_a_body_of_sixteen_bytes_is_long_enough(origin: Origin) -> None:
+async def test_a_short_body_that_begins_like_an_image_is_one(origin: Origin) -> None:
     origin.serve("/short", CAT[:16])
     async with fetching(origin) as fetcher:
         assert await fetcher.fetch(origin.url("/short")) == CAT[:16]

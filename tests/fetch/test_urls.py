@@ -117,6 +117,17 @@ ADMITTED = {
     "http://ΟΔΟΣ-1.gr/": f"http://{punycode('οδοσ-1')}.gr/",
     "http://οδος-1.gr/": f"http://{punycode('οδος-1')}.gr/",
     "http://ｅｘａｍｐｌｅ.org/": "http://example.org/",
+    # UTS 46 as browsers apply it (WHATWG URL, "domain to ASCII"): symbols, and hyphens anywhere.
+    "http://☃.example/": f"http://{punycode('☃')}.example/",
+    "http://i\u2764\ufe0f.example/": f"http://{punycode('i❤')}.example/",
+    "http://😉.example/": f"http://{punycode('😉')}.example/",
+    "http://é-.-é.example/": f"http://{punycode('é-')}.{punycode('-é')}.example/",
+    "http://-a.example/": None,
+    "http://a-.r3---sn-4g5e.example/": None,
+    "http://my_shop-.example/": None,
+    # Blanks within a path or query: escaped as browsers escape them.
+    "http://example.org/my photo.jpg?a b": "http://example.org/my%20photo.jpg?a%20b",
+    "http://example.org/4.42\u202fPM\u00a0\u3000.png": "http://example.org/4.42%E2%80%AFPM%C2%A0%E3%80%80.png",
 }  # fmt: skip
 
 
@@ -131,7 +142,7 @@ def test_a_url_is_admitted_in_one_form(text: str) -> None:
 # RFC 3986 appendix A: pchar, "/" and "?", and the "%" of escapes. "[" and "]" stand in real queries too.
 UNTOUCHED = "abcXYZ019-._~!$&'()*+,;=:@/?%[]"
 DOT_SEGMENT = re.compile(r"(^|/)(\.|%2e){1,2}(/|$)", re.IGNORECASE)
-INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 @given(st.text(UNTOUCHED) | st.text(st.characters(min_codepoint=0x21, exclude_characters="\\#"), max_size=50))
@@ -144,6 +155,7 @@ def test_legal_characters_are_kept_and_others_become_their_percent_encoded_utf8(
 
     path, mark, query = text.partition("?")
     assume(not DOT_SEGMENT.search(path))  # they are resolved
+    assume(text == text.rstrip())  # as are blanks around a URL
     if any(unicodedata.category(c) in INVISIBLE and c not in "\u200c\u200d" for c in text):
         assert refused("http://example.org/" + text)
         return
@@ -163,23 +175,23 @@ REFUSED_HOSTS = {
     # 127.0.0.1 and 8.8.8.8: an odd spelling is refused wherever it leads. Legal numbers have a test below.
     "a number, but no dotted quad": """
         0 0x 256 4294967296 8.8.8.8. 8.8.8.8.. 8.8.8. .8.8.8.8 8..8.8 8.8.8.8.8 256.1.1.1 8.8.8.8.0x
-        example.1 example.0x7f example.08 -1 +8.8.8.8 8.8.8.-8""",
+        example.1 example.0x7f example.08 +8.8.8.8""",
     "escapes": "%31%32%37.0.0.1 127%2e0%2e0%2e1 %6cocalhost example%2eorg % example.org%00",
     "digits and dots that are not ASCII": """
         １２７.１.０.１ 127。0。0。1 127．0．0．1 ①②⑦.⓪.⓪.① 𝟏𝟐𝟕.𝟎.𝟎.𝟏 ２１３０７０６４３３ ０x7f000001 127.0.0.1。
         ８.８.８.８ 8.8.8.8\ufe0f \u0661\u0662\u0667.0.0.1 example.org\u2488 é.1""",
-    "no name": """. .. .example.org example..org example.org.. -a.example a-.example *.example.org
+    "no name": """. .. .example.org example..org example.org.. *.example.org
         example.org,10.0.0.1 a!b.example a&b.example a'b.example (a).example a;b.example a~b.example <a>.example
         a|b.example {a}.example xn-- xn--.example a.xn-- xn---.example""",
-    # ℀ is a/c; then slash, number sign, question mark, at, colons, brackets, backslash, fraction slash, (a)(1).
+    # ℀ is a/c; then slash, number sign, question mark, at, colons, brackets, backslash, (a)(1).
     "characters that become an URL's own": """
         example.org\u2100.example example.org\uff0f.example example.org\uff03.example example.org\uff1f.example
         user\uff20example.org example.org\uff1a80 example.org\ufe5580 \uff3b::1\uff3d example\uff3c.org
-        example.org\u2044.example \u24b6\u2474.example""",
-    # A symbol, joiners, a combining mark first, both directions, too long, hyphens, empty labels, noncharacters.
-    "not allowed by IDNA 2008": f"""
-        \u2764.example a\u0300\u200d.example نیم\u200cفاصله.example क्\u200dष.example \u0301a.example אa1ب.example
-        {"é" * 64}.example é-.example é..example 。 é.xn--a é_é\uffff.example""",
+        \u24b6\u2474.example""",
+    # Joiners, a combining mark first, both directions, too long, empty labels, noncharacters.
+    "not allowed by UTS 46": f"""
+        a\u0300\u200d.example نیم\u200cفاصله.example क्\u200dष.example \u0301a.example אa1ب.example
+        {"é" * 64}.example é..example 。 é.xn--a é_é\uffff.example""",
     "a user name": """
         user@example.org user:password@example.org @example.org example.org@ @ example.org@127.0.0.1
         127.0.0.1:80@example.org a@b@example.org [2606:4700::1]@example.org example.org%40example.com""",
@@ -227,16 +239,50 @@ def test_a_url_without_scheme_is_refused(text: str) -> None:
      "http://example.org:8{}0/a?b#c", "http://example.org:80/a{}?b#c", "http://example.org:80/a?b{}#c",
      "http://example.org:80/a?b#c{}d", "http://example.org:80/a?b#c{}", "/a{}b", "/{}/example.org"],
 )  # fmt: skip
-def test_a_blank_or_control_character_anywhere_is_refused_and_not_stripped(form: str) -> None:
-    controls = [*range(0x21), *range(0x7F, 0xA1), 0xAD, 0x61C, 0x180E, *range(0x2000, 0x2010)]
-    controls += [*range(0x2028, 0x2030), 0x205F, *range(0x2060, 0x2065), *range(0x2066, 0x2070)]
-    controls += [0x3000, 0xFEFF, 0xFFF9, 0xE0001, 0xD800, 0xDFFF]
+def test_a_control_or_invisible_character_anywhere_is_refused(form: str) -> None:
+    controls = [*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010)]
+    controls += [*range(0x2028, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070)]
+    controls += [0xFEFF, 0xFFF9, 0xE0001, 0xD800, 0xDBFF]
     joiners = {0x200C, 0x200D}
+    around = (
+        {ord(c) for c in map(chr, controls) if c.isspace()}
+        if form.startswith("{}") or form.endswith("{}")
+        else set()
+    )
     assert not refused(form.format(""), base=BASE)
-    assert {c for c in controls if not refused(form.format(chr(c)), base=BASE)} <= joiners
+    assert {c for c in controls if not refused(form.format(chr(c)), base=BASE)} <= joiners | around
     if not form.startswith("/"):
         admitted = {c for c in controls if not refused(form.format(chr(c)))}
-        assert admitted == (joiners if "/a" in form.partition("{")[0] else set())
+        assert admitted == around | (joiners if "/a" in form.partition("{")[0] else set())
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\r\n", " \n", "\u00a0", "\u2003", "\u202f", "\u3000"])
+def test_blanks_are_dropped_around_a_url_escaped_within_and_refused_in_hosts(blank: str) -> None:
+    plain = "http://example.org/a.jpg?b"
+    for read in (POLICY.admit, lambda text: POLICY.follow(BASE, text)):
+        assert str(read(blank + plain + blank)) == plain
+    assert str(POLICY.follow(BASE, blank + "/c.jpg" + blank)) == "http://a/c.jpg"
+    for host in (
+        f"exam{blank}ple.org",
+        f"{blank}example.org",
+        f"example.org{blank}",
+        f"example.org:{blank}80",
+    ):
+        assert refused(f"http://{host}/")
+    if blank.isprintable() or blank in "\u00a0\u2003\u202f\u3000":
+        escaped = "".join(f"%{byte:02X}" for byte in blank.encode())
+        for read in (POLICY.admit, lambda text: POLICY.follow(BASE, text)):
+            assert (
+                str(read(f"http://example.org/a{blank}b?c{blank}d"))
+                == f"http://example.org/a{escaped}b?c{escaped}d"
+            )
+    else:
+        assert refused(f"http://example.org/a{blank}b")
+
+
+def test_a_location_that_is_not_utf_8_is_escaped_byte_for_byte() -> None:
+    location = "/caf\xe9 au lait".encode("latin-1").decode("utf-8", "surrogateescape")
+    assert str(POLICY.follow(BASE, location)).endswith("/caf%E9%20au%20lait")
 
 
 def legacy_spellings(address: IPv4Address) -> st.SearchStrategy[str]:
@@ -284,14 +330,15 @@ def test_a_host_of_253_characters_and_a_label_of_63_are_admitted_and_one_more_is
             assert refused(f"http://{host}{dot}/") is too_long
 
 
-def test_a_url_or_location_of_2048_characters_as_given_is_admitted_and_of_2049_refused() -> None:
+def test_a_url_or_location_of_8192_characters_as_given_is_admitted_and_of_8193_refused() -> None:
     for head in ("http://example.org/", "/"):
-        assert str(POLICY.follow(BASE, head.ljust(2048, "a"))).endswith(head.ljust(2048, "a"))
+        assert str(POLICY.follow(BASE, head.ljust(8192, "a"))).endswith(head.ljust(8192, "a"))
         for filler in "a#?":
-            with pytest.raises(URLNotAllowed, match=r"2049 characters.* 2048"):
-                POLICY.follow(BASE, head.ljust(2049, filler))
-    assert len(str(POLICY.admit("http://example.org/".ljust(2048, "é")))) == 19 + 6 * 2029
-    assert refused("http://example.org/".ljust(2049, "a"))
+            with pytest.raises(URLNotAllowed, match=r"8193 characters.* 8192"):
+                POLICY.follow(BASE, head.ljust(8193, filler))
+    assert len(str(POLICY.admit("http://example.org/".ljust(8192, "é")))) == 19 + 6 * 8173
+    assert not refused(" http://example.org/".ljust(8193, "a") + "\n")  # without the blanks around it
+    assert refused("http://example.org/".ljust(8193, "a"))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +465,7 @@ def test_a_relative_redirect_leads_where_pythons_urljoin_says_escapes_kept(
     assert str(POLICY.follow(POLICY.admit(url), location)) == urljoin(url, location)
 
 
-@pytest.mark.parametrize("location", each("g:h http:g gopher:x //- /// ///example.org/ //]"))
+@pytest.mark.parametrize("location", each("g:h http:g gopher:x /// ///example.org/ //]"))
 def test_a_location_that_is_neither_relative_nor_admitted_is_refused(location: str) -> None:
     assert refused(location, base=BASE)
 
@@ -490,7 +537,7 @@ def test_any_text_is_refused_or_becomes_a_url_that_everybody_reads_alike(base: U
 @given(COMPOSED)
 @settings(deadline=None, max_examples=400)
 def test_an_absolute_location_leads_exactly_where_admit_would(location: str) -> None:
-    assume("://" in location[:8] and location.lower().startswith("http"))
+    assume(re.match("https?://", location, re.IGNORECASE))
     outcomes = []
     for read in (POLICY.admit, lambda text: POLICY.follow(BASE, text)):
         try:

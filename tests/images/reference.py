@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from embedder.images.decode import decode
+from embedder.images.decode import decode, prepare_pillow
+from embedder.images.formats import ON
 from embedder.model.spec import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -23,8 +26,16 @@ UPRIGHT_MEAN, EXACT_MAX = 0.01, 2
 REDUCED_MEAN, REDUCED_MAX = 0.6, 15
 
 
-def pixels_of(data: bytes, preprocessing: Preprocessing = RESNET) -> Pixels:
-    return decode(data, preprocessing, max_pixels=MAX_PIXELS)
+prepare_pillow()  # as in a decoding process
+
+
+def pixels_of(data: bytes, preprocessing: Preprocessing = RESNET, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """As a decoding process makes them, uint8 (crop, crop, 3)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = decode(data, preprocessing, formats=ON, max_pixels=max_pixels)
+    shape = preprocessing.crop, preprocessing.crop, 3
+    return np.frombuffer(picture.pixels, np.uint8).reshape(shape)
 
 
 def recipe(image: Image.Image, preprocessing: Preprocessing = RESNET) -> Pixels:

@@ -40,14 +40,18 @@ def cosines(server: Server, origin: Origin, reference: Reference, pictures: list
     for index, data in enumerate(pictures):
         origin.serve(f"/parity/{index}", data)
     urls = [origin.url(f"/parity/{index}") for index in range(len(pictures))]
-    embeddings = server.post("/embed_batch", {"urls": urls}).json()["embeddings"]
+    embeddings = [
+        embedding
+        for first in range(0, len(urls), 64)
+        for embedding in server.post("/embed_batch", {"urls": urls[first : first + 64]}).json()["embeddings"]
+    ]
     return [
         float(np.array(embedding) @ reference(data))
         for embedding, data in zip(embeddings, pictures, strict=True)
     ]
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF"])
 def test_vectors_are_the_recipes_where_nothing_is_scaled_while_decoding(
     server: Server, origin: Origin, reference: Reference, format: str
 ) -> None:
@@ -55,16 +59,37 @@ def test_vectors_are_the_recipes_where_nothing_is_scaled_while_decoding(
     assert min(cosines(server, origin, reference, pictures)) >= 0.9999
 
 
-def test_vectors_are_the_recipes_for_grey_and_palette_pictures(
+def test_vectors_are_the_recipes_for_pictures_in_grey_palettes_bits_and_inks(
     server: Server, origin: Origin, reference: Reference
 ) -> None:
     pictures = []
     for name in PHOTOS:
         with Image.open(Path(data_dir) / name) as photo:
-            for mode, format in (("L", "PNG"), ("L", "JPEG"), ("P", "PNG"), ("P", "GIF")):
+            for mode, format in (
+                *(
+                    ("L", "PNG"),
+                    ("L", "JPEG"),
+                    ("P", "PNG"),
+                    ("P", "GIF"),
+                    ("L", "BMP"),
+                    ("P", "BMP"),
+                    ("1", "BMP"),
+                ),
+                *(
+                    ("L", "TIFF"),
+                    ("P", "TIFF"),
+                    ("1", "TIFF"),
+                    ("CMYK", "TIFF"),
+                    ("CMYK", "JPEG"),
+                    ("L", "AVIF"),
+                ),
+            ):
                 file = io.BytesIO()
                 photo.convert("RGB").convert(mode).save(file, format)
                 pictures.append(file.getvalue())
+            icon = io.BytesIO()
+            photo.convert("RGB").save(icon, "ICO", sizes=[(256, 256)])
+            pictures.append(icon.getvalue())
     assert min(cosines(server, origin, reference, pictures)) >= 0.9999
 
 

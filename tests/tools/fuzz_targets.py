@@ -57,7 +57,7 @@ class Target:
 
 
 def decode(data: bytes) -> None:
-    mutations.outcome(data, max_pixels=MAX_PIXELS)
+    mutations.outcome(data)
 
 
 POLICY = URLPolicy()
@@ -121,7 +121,7 @@ def _started() -> tuple[
         max_decoding_bytes=100_000_000,
         cache_entries=0,
     )
-    engine = Engine(settings, hash_files=False)
+    engine = Engine(settings)
     engine.spec = networks.spec()  # of no stored model: nothing is encoded
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.pipeline.start())

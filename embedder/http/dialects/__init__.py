@@ -28,6 +28,8 @@ class Query:
 
     sources: Sequence[Source]
     options: Any = None  # Any: the dialect's own, which its `render` gets back
+    hashed: bool = False
+    """Whether each result is to have its file's sha256."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from embedder.http.dialects import Documentation, Query, Reply
 from embedder.http.dialects.native import (
     EXAMPLE_ERRORS,
     EXAMPLE_URL,
+    IMAGE_HEADERS,
     MAX_VALUES,
     MEDIA_TYPES,
     error_reply,
     example_embedding,
+    image_headers,
     json_object,
     json_operation,
     json_reply,
@@ -56,7 +58,7 @@ class Embed:
         (result,) = results
         if result.error is not None:
             raise result.error
-        return json_reply({"embedding": result.embedding})
+        return json_reply({"embedding": result.embedding}, headers=image_headers(result))
 
     def error(self, error: EmbedderError) -> Reply:
         return error_reply(error)
@@ -73,6 +75,7 @@ class Embed:
                 response="EmbedResponse",
                 answer={"embedding": example_embedding(spec)},
                 errors=EXAMPLE_ERRORS,
+                headers=IMAGE_HEADERS,
             ),
             schemas={"EmbedRequest": EmbedRequest.model_json_schema(), "EmbedResponse": response},
         )

@@ -38,6 +38,7 @@ class EmbedBatchRequest(BaseModel):
         description="Where the images are: http(s), or base64 `data:` URLs that carry the images themselves.",
         examples=[[EXAMPLE_URL]],
     )
+    details: bool = Field(default=False, description="Whether to say what each image is, under `images`.")
 
 
 class ItemError(BaseModel):
@@ -48,6 +49,16 @@ class ItemError(BaseModel):
     error: str = Field(description="What happened, for people.")
 
 
+class Image(BaseModel):
+    """What an image is."""
+
+    format: str = Field(description="JPEG, PNG, WEBP, ...")
+    width: int = Field(description="In pixels, upright.", ge=1)
+    height: int = Field(description="In pixels, upright.", ge=1)
+    bytes: int = Field(description="The size of its file.", ge=1)
+    sha256: str = Field(description="Of its file, in hexadecimal.", min_length=64, max_length=64)
+
+
 class EmbedBatchResponse(BaseModel):
     """An embedding or null for each URL, in their order, and why for each null."""
 
@@ -55,6 +66,9 @@ class EmbedBatchResponse(BaseModel):
         description="As many as `urls`; null where there is none."
     )
     errors: list[ItemError] = Field(description="One for each null, in the order of their index.")
+    images: list[Image | None] | None = Field(
+        default=None, description="As many as `urls`; null where there is no embedding. Only with `details`."
+    )
 
 
 class EmbedBatch:
@@ -67,7 +81,8 @@ class EmbedBatch:
         self._max_urls = max_urls
 
     def parse(self, body: bytes, headers: Headers) -> Query:
-        urls = json_object(body, max_values=MAX_VALUES + 64 * self._max_urls).get("urls")
+        content = json_object(body, max_values=MAX_VALUES + 64 * self._max_urls)
+        urls, details = content.get("urls"), content.get("details", False)
         if not isinstance(urls, list):
             raise InvalidRequest('the body has no list under "urls": send {"urls": ["https://...", ...]}')
         if len(urls) > self._max_urls:
@@ -75,19 +90,25 @@ class EmbedBatch:
         for index, url in enumerate(urls):
             if not isinstance(url, str):
                 raise InvalidRequest(f"urls[{index}] is not text")
-        return Query(urls)
+        if not isinstance(details, bool):
+            raise InvalidRequest('"details" is neither true nor false')
+        return Query(urls, options=details, hashed=details)
 
     def render(self, query: Query, results: Sequence[Result]) -> Reply:
-        return json_reply(
-            {
-                "embeddings": [result.embedding for result in results],
-                "errors": [
-                    {"index": index, "code": result.error.code, "error": str(result.error)}
-                    for index, result in enumerate(results)
-                    if result.error is not None
-                ],
-            }
-        )
+        content: Json = {
+            "embeddings": [result.embedding for result in results],
+            "errors": [
+                {"index": index, "code": result.error.code, "error": str(result.error)}
+                for index, result in enumerate(results)
+                if result.error is not None
+            ],
+        }
+        if query.options:
+            content["images"] = [
+                None if result.error else {name: getattr(result, name) for name in Image.model_fields}
+                for result in results
+            ]
+        return json_reply(content)
 
     def error(self, error: EmbedderError) -> Reply:
         return error_reply(error)
@@ -96,7 +117,7 @@ class EmbedBatch:
         request = EmbedBatchRequest.model_json_schema()
         request["properties"]["urls"]["maxItems"] = self._max_urls
         response = EmbedBatchResponse.model_json_schema(ref_template="#/components/schemas/{model}")
-        item_error = response.pop("$defs")["ItemError"]
+        parts = response.pop("$defs")
         response["properties"]["embeddings"]["items"] |= {
             "minItems": spec.dimension,
             "maxItems": spec.dimension,
@@ -120,6 +141,6 @@ class EmbedBatch:
             schemas={
                 "EmbedBatchRequest": request,
                 "EmbedBatchResponse": response,
-                "ItemError": item_error,
+                **parts,
             },
         )

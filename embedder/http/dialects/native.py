@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 from pydantic import JsonValue
 
 from embedder import errors
+from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
 from embedder.http.dialects import Json, Reply
 from embedder.model.spec import ModelSpec
@@ -23,7 +24,7 @@ EXAMPLE_ERRORS = (
     errors.URLNotAllowed("the address 10.0.0.1 is not public"),
     errors.ImageTooLarge(limit_bytes=20_000_000, actual_bytes=31_400_000),
     errors.TooManyPixels(width=12_000, height=9_000, limit_pixels=50_000_000),
-    errors.UnsupportedFormat(),
+    errors.UnsupportedFormat("this is a HEIC file", taken=["JPEG", "PNG", "WEBP", "GIF"]),
     errors.BadImage("the image is cut short"),
     errors.FetchFailed("the image's server answered 404"),
     errors.FetchTimeout(limit_s=10),
@@ -44,9 +45,20 @@ ITEM_CODES: list[JsonValue] = [
 """The codes that an item of a batch may have."""
 
 
-def json_reply(content: object, *, status: int = 200) -> Reply:
+def json_reply(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     # orjson writes float32 shortest, straight from numpy's memory.
-    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status)
+    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers=headers or {})
+
+
+IMAGE_HEADERS = {
+    "X-Image-Format": "What the image was: JPEG, PNG, WEBP, ...",
+    "X-Image-Size": "Its width and height in pixels, upright: 4000x3000.",
+}
+
+
+def image_headers(result: Result) -> dict[str, str]:
+    """`IMAGE_HEADERS`, of an image that has an embedding."""
+    return {"X-Image-Format": f"{result.format}", "X-Image-Size": f"{result.width}x{result.height}"}
 
 
 def error_reply(error: EmbedderError) -> Reply:
@@ -81,14 +93,26 @@ def json_operation(
     response: str,
     answer: Json,
     errors: Iterable[EmbedderError],
+    headers: Mapping[str, str] | None = None,
 ) -> Json:
-    """An operation of OpenAPI. `request` and `response` name schemas; `example` and `answer` are one of each."""
+    """An operation of OpenAPI. `request` and `response` name schemas; `example` and `answer` are one of each.
+
+    `headers` are those of an answer that is no error, with what they say.
+    """
+    said = {
+        name: {"description": text, "required": True, "schema": {"type": "string"}}
+        for name, text in (headers or {}).items()
+    }
     return {
         "summary": summary,
         "description": description,
         "requestBody": {"required": True, "content": json_content(request, example)},
         "responses": {
-            "200": {"description": "Successful Response", "content": json_content(response, answer)},
+            "200": {
+                "description": "Successful Response",
+                "content": json_content(response, answer),
+                **({"headers": said} if said else {}),
+            },
             **error_responses(errors),
         },
     }
