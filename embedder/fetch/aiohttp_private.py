@@ -28,6 +28,15 @@ HEAD_STEP_BYTES = 4096
 MAX_FRAMING_BYTES = 131_072
 
 
+MAX_FIELD_BYTES = 65_536
+MAX_FIELDS = 1000
+"""Of an answer's head. aiohttp counts both."""
+
+
+class HeadTooLong(aiohttp.ClientPayloadError):
+    """More came than a head may have, before there was an answer."""
+
+
 class BoundedConnector(aiohttp.TCPConnector):
     """Makes `StrictConnection`s, and keeps at most `limit` of them idle.
 
@@ -165,7 +174,9 @@ class StrictConnection(ResponseHandler):
         framing_bytes = self._received_bytes - body_bytes
         # While reading is paused, some of what was received is not parsed yet, and may be body.
         tiny = framing_bytes > MAX_FRAMING_BYTES + body_bytes // 16 and not self._reading_paused
-        if tiny or self._heads > MAX_HEADS:
+        if tiny and not self._answered:
+            self._cut(HeadTooLong())
+        elif tiny or self._heads > MAX_HEADS:
             self._cut()
 
     def _cut_if_another_began(self) -> None:
@@ -183,8 +194,8 @@ class StrictConnection(ResponseHandler):
         if began:
             self._cut()
 
-    def _cut(self) -> None:
-        self.set_exception(aiohttp.ClientPayloadError("more than one response, or little but framing"))
+    def _cut(self, why: Exception | None = None) -> None:
+        self.set_exception(why or aiohttp.ClientPayloadError("more than one response, or little but framing"))
         if self.transport is not None:
             self.transport.abort()
 

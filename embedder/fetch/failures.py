@@ -22,6 +22,7 @@ from embedder.errors import (
     UnsupportedFormat,
     URLNotAllowed,
 )
+from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FRAMING_BYTES, HeadTooLong
 from embedder.fetch.dialling import NO_ROOM, AddressRefused
 
 EXPLAINABLE = (EmbedderError, aiohttp.ClientError, OSError, ValueError, MemoryError)
@@ -92,11 +93,21 @@ def explained(exc: Exception, *, timeout_s: float, connect_timeout_s: float) -> 
             return unreachable("connection", f"the proxy answered {exc.status} to CONNECT")
         case aiohttp.ClientConnectorError():
             return _not_connected(exc)
+        case HeadTooLong():
+            return Failure("answer", FetchFailed(_HEAD_TOO_LONG))
+        case aiohttp.ClientResponseError() if exc.message.startswith(("Got more than", "Too many headers")):
+            return Failure("answer", FetchFailed(_HEAD_TOO_LONG))
         case aiohttp.InvalidURL():
             return unreachable("name", "the URL can't be dialled")
         case _:
             error = FetchFailed("the image's server broke off or did not speak HTTP")
             return Failure("answer", error, cause=_kinds(exc))
+
+
+_HEAD_TOO_LONG = (
+    f"the image's server answered with too long a head: over {MAX_FIELD_BYTES} bytes in a field, {MAX_FIELDS} fields, "
+    f"or {MAX_FRAMING_BYTES} bytes in all"
+)
 
 
 def _not_connected(exc: aiohttp.ClientConnectorError) -> Failure:

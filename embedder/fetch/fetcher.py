@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from embedder.errors import Draining, FetchFailed, ImageTooLarge, URLNotAllowed
-from embedder.fetch.aiohttp_private import BoundedConnector
+from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, BoundedConnector
 from embedder.fetch.compression import Unpacker
 from embedder.fetch.dialling import (
     MAX_ADDRESSES_PER_NAME,
@@ -46,10 +46,6 @@ logger = logging.getLogger(__name__)
 
 # In one worker. Images mostly come from one CDN; a host that hangs holds no more than these.
 MAX_CONNECTIONS_PER_HOST = 64
-
-MAX_FIELD_BYTES = 65_536
-MAX_FIELDS = 1000
-"""Of an answer's head; all of it has `MAX_FRAMING_BYTES` at most."""
 
 # Of a URL's host and path, and of a failure's cause, in the log.
 MAX_LOGGED_CHARACTERS = 200

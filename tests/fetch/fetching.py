@@ -42,6 +42,11 @@ Outcome = tuple[type[BaseException] | type[bytes], str, str]
 CAME = (bytes, "", f"{len(CAT)} bytes")
 UNREACHABLE = (FetchFailed, "fetch_failed", "the image's server can't be reached")
 NO_ROOM = (Overloaded, "overloaded", "the service has no room for another connection now")
+HEAD_TOO_LONG = (
+    *(FetchFailed, "fetch_failed"),
+    "the image's server answered with too long a head: over 65536 bytes in a field, 1000 fields, "
+    "or 131072 bytes in all",
+)
 BROKEN = (FetchFailed, "fetch_failed", "the image's server broke off or did not speak HTTP")
 
 

@@ -122,6 +122,17 @@ def test_a_jpeg_may_lack_its_end_marker(name: str, end: bytes) -> None:
     assert np.array_equal(pixels_of(whole[:-2] + end), pixels_of(whole))
 
 
+@pytest.mark.parametrize("size", [(96, 96), (1100, 1300)])
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture(size: tuple[int, int]) -> None:
+    whole = encoded(photo(*size), "JPEG", quality=95)
+    thumbnail = pictures.jpeg_segment(0xE1, pictures.exif(1) + _sample("jpeg"))
+    behind = pictures.jpeg_segment(0xE2, b"MPF\0") * 3 + bytes(99_000) + _sample("jpeg")  # as phones have it
+    for file in (whole[:-2], whole + behind):
+        assert np.array_equal(pixels_of(pictures.with_segments(file, thumbnail)), pixels_of(whole))
+    with pytest.raises(BadImage):
+        pixels_of(pictures.with_segments(whole[: len(whole) // 2], thumbnail))
+
+
 @pytest.mark.parametrize("size", [(96, 96), (1100, 1300), (2100, 2300)])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_of_which_rows_are_missing_is_a_bad_image(size: tuple[int, int], progressive: bool) -> None:
