@@ -190,7 +190,7 @@ class Engine:
 
         Raises StartError for the machine and BentoMLException for the model, in one sentence.
         """
-        mappable, needed = mappable_bytes(), later_mapped_bytes()
+        mappable, needed = mappable_bytes(), later_mapped_bytes(self.settings)
         if mappable is not None and mappable < needed:
             raise StartError(
                 f"a process may map {megabytes(mappable)} more and a worker takes {megabytes(needed)}: "

@@ -320,7 +320,7 @@ class Settings:
         # One request may bring its body and the images in its `data:` URLs. A budget below that would answer
         # 429 to such a request on every try.
         least_bytes = max(2 * self.max_body_bytes, self.max_image_bytes)
-        share = _share_bytes(self.workers)
+        share = _share_bytes(self)
         if self.max_in_flight_bytes == AUTO:
             automatic = min(max(share // 4, 64_000_000), 1_000_000_000)
             object.__setattr__(self, "max_in_flight_bytes", max(automatic, least_bytes))
@@ -366,22 +366,24 @@ def name_of(variable: str) -> str:
     return variable.removeprefix("EMBEDDER_").lower()
 
 
-def later_mapped_bytes() -> int:
+def later_mapped_bytes(settings: Settings) -> int:
     """Address space that a worker still needs after it has read its settings.
 
-    370 MB, and 8 MB of stack for each of two threads per core. Seen on 2 cores: 390 to 430 MB.
+    370 MB, 8 MB of stack for each of two threads per core (seen on 2 cores: 390 to 430 MB together), and what it
+    shares with its decoders.
     """
-    return 370_000_000 + 2 * available_cores() * 8_388_608
+    shared = settings.decoders * settings.max_image_bytes
+    return 370_000_000 + 2 * available_cores() * 8_388_608 + shared
 
 
-def _share_bytes(workers: int) -> int:
-    """The memory of one of `workers` for images: all of them stay within four fifths of what there is.
+def _share_bytes(settings: Settings) -> int:
+    """The memory of one of the workers for images: all of them stay within four fifths of what there is.
 
     And within four fifths of what it may map, where that is limited: the memory is shared, that limit is not.
     """
-    share = int(0.8 * available_memory_bytes() / workers) - WORKER_BYTES
+    share = int(0.8 * available_memory_bytes() / settings.workers) - WORKER_BYTES
     mappable = mappable_bytes()
-    return share if mappable is None else min(share, int(0.8 * (mappable - later_mapped_bytes())))
+    return share if mappable is None else min(share, int(0.8 * (mappable - later_mapped_bytes(settings))))
 
 
 def _read(variable: str, row: Row, environ: Mapping[str, str]) -> Any:  # Any: as Row.kind
