@@ -16,18 +16,19 @@ import os
 import signal
 import socket
 import struct
-import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from embedder.errors import RequestError, TooManyPixels
 from embedder.images import sandbox
-from embedder.images.decode import decode, load_plugin, prepare_pillow
+from embedder.images.decode import Decoded, decode, load_plugin, prepare_pillow
 from embedder.images.formats import named
 from embedder.model.spec import Preprocessing
 from embedder.runtime.memory import keep_freed_memory
@@ -56,12 +57,18 @@ def main(argument: str) -> None:
     job = Job(**json.loads(argument))
     memory = mmap.mmap(1, os.fstat(1).st_size)
     os.close(1)
+    read = partial(
+        decode,
+        preprocessing=Preprocessing(**job.preprocessing),
+        formats=named(job.formats),
+        max_pixels=job.max_pixels,
+    )
     mapped = _prepared(job)
     channel.send(READY)
     while task := channel.recv(TASK.size):
         size, allowance, cpu_s, wall_s = TASK.unpack(task)
         sandbox.limit_picture(address_space=mapped + allowance, cpu_s=cpu_s, wall_s=wall_s)
-        answer = _answer(job, memory, size)
+        answer = _answer(read, memory, job.pixel_bytes, size)
         sandbox.limit_picture(address_space=mapped + allowance, cpu_s=cpu_s, wall_s=0)
         channel.send(answer)
 
@@ -88,13 +95,10 @@ def _prepared(job: Job) -> int:
     return mapped
 
 
-def _answer(job: Job, memory: mmap.mmap, size: int) -> bytes:
+def _answer(read: Callable[[bytes], Decoded], memory: mmap.mmap, pixel_bytes: int, size: int) -> bytes:
     try:
-        data = memory[job.pixel_bytes : job.pixel_bytes + size]
-        picture = decode(
-            data, Preprocessing(**job.preprocessing), formats=named(job.formats), max_pixels=job.max_pixels
-        )
-        memory[: job.pixel_bytes] = picture.pixels
+        picture = read(memory[pixel_bytes : pixel_bytes + size])
+        memory[:pixel_bytes] = picture.pixels
         answer: dict[str, Any] = {"format": picture.format, "width": picture.width, "height": picture.height}
     except TooManyPixels as error:
         answer = {"code": error.code, "width": error.width, "height": error.height}
@@ -105,7 +109,3 @@ def _answer(job: Job, memory: mmap.mmap, size: int) -> bytes:
     except Exception:
         answer = {"code": "bug", "text": traceback.format_exc()[-4000:]}
     return json.dumps(answer).encode()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -31,8 +31,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from embedder.errors import BadImage, RequestError, TooManyPixels
-from embedder.images.formats import HEAD_BYTES, Format, recognised, stated_size
+from embedder.errors import BadImage, RequestError
+from embedder.images.formats import HEAD_BYTES, Format, check_pixels, recognised, stated_size
 from embedder.model.spec import Preprocessing
 
 # A JPEG is decoded at 1/2 or 1/4 when that leaves twice the size that it is resized to. Measured against
@@ -111,7 +111,7 @@ def decode(
     MemoryError when there is not enough memory.
     """
     format = recognised(data[:HEAD_BYTES], formats)
-    _check_pixels(stated_size(format, data), max_pixels)
+    check_pixels(stated_size(format, data), max_pixels)
     try:
         return _decoded(format, data, preprocessing, max_pixels)
     except RequestError:
@@ -122,14 +122,9 @@ def decode(
         raise BadImage(f"the {format.name} can't be decoded: damaged or cut short") from exc
 
 
-def _check_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:
-    if size is not None and size[0] * size[1] > max_pixels:
-        raise TooManyPixels(width=size[0], height=size[1], limit_pixels=max_pixels)
-
-
 def _decoded(format: Format, data: bytes, preprocessing: Preprocessing, max_pixels: int) -> Decoded:
     image = _opened(format, data)
-    _check_pixels(image.size, max_pixels)
+    check_pixels(image.size, max_pixels)
     stored = image.size
     reduction = 1
     if isinstance(image, JpegImageFile):

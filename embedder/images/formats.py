@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from embedder.errors import UnsupportedFormat
+from embedder.errors import TooManyPixels, UnsupportedFormat
 
 HEAD_BYTES = 64
 """How many bytes `recognised` looks at. Files may be shorter: the smallest GIF has 35."""
@@ -242,6 +242,12 @@ def _called(head: bytes) -> str:
         if row.begins.match(head):
             return f"this is a {row.name} file"
     return next((called for begins, called in _OTHERS if begins.match(head)), "the content is no image")
+
+
+def check_pixels(size: Size | None, max_pixels: int) -> None:
+    """Raises TooManyPixels when width times height is over `max_pixels`. A size that is not known passes."""
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise TooManyPixels(width=size[0], height=size[1], limit_pixels=max_pixels)
 
 
 def stated_size(format: Format, data: bytes) -> Size | None:
