@@ -325,7 +325,7 @@ class Settings:
             automatic = min(max(share // 4, 64_000_000), 1_000_000_000)
             object.__setattr__(self, "max_in_flight_bytes", max(automatic, least_bytes))
         if self.max_decoding_bytes == AUTO:
-            automatic = min(max(share // 2, 128_000_000), 2_000_000_000)
+            automatic = min(max(3 * share // 4, 128_000_000), 2_000_000_000)
             object.__setattr__(self, "max_decoding_bytes", automatic)
         if self.max_in_flight_bytes < least_bytes:
             raise SettingError(

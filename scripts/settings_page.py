@@ -62,7 +62,7 @@ END = """\
 | `EMBEDDER_WORKERS` | one for each core that CPU affinity and the cgroup's quota leave, at least 2, at most 256 |
 | `EMBEDDER_DECODERS` | the cores divided by the workers, at least 2 |
 | `EMBEDDER_MAX_IN_FLIGHT_BYTES` | a quarter of a worker's share of the memory, 64 MB to 1 GB |
-| `EMBEDDER_MAX_DECODING_BYTES` | half of a worker's share of the memory, 128 MB to 2 GB |
+| `EMBEDDER_MAX_DECODING_BYTES` | three quarters of a worker's share of the memory, 128 MB to 2 GB |
 
 A worker's share: four fifths of the memory that the machine has, or the smallest limit of the process's cgroups;
 divided by the workers; less 400 MB for the worker itself. Where a process may only map so much (`ulimit -v` or `-d`),

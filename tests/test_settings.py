@@ -236,7 +236,7 @@ def test_what_a_worker_may_take_fits_what_it_may_map_or_is_the_least_that_serves
     settings = Settings(workers=8)  # each has that limit of its own, however many there are
     limits = settings.max_in_flight_bytes, settings.max_decoding_bytes
     least = limits == (64_000_000, 128_000_000)
-    assert least or later_mapped_bytes(settings) + sum(limits) <= 0.8 * gigabytes * 10**9
+    assert least or sum(limits) <= 0.8 * (gigabytes * 10**9 - later_mapped_bytes(settings))
     assert least == (gigabytes < 1)
 
 
