@@ -21,8 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 
 # For one request: interim responses (1xx) and the real one. Servers send one or two interim ones.
-MAX_HEADS = 8
-HEAD_STEP_BYTES = 4096
+MAX_HEADS = 16
 # For one response: what is not body, beside a sixteenth of the body. Chunks of one byte take a hundred times
 # as long to parse as the same body in one piece; servers send kilobytes in each, with six bytes around them.
 MAX_FRAMING_BYTES = 131_072
@@ -101,9 +100,14 @@ class StrictConnection(ResponseHandler):
     _answered = False
     _received_bytes = 0
 
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._head = bytearray()
+        """What has come of a head that is not complete yet."""
+
     # Any, here and below: aiohttp's private types.
     def set_response_params(self, **params: Any) -> None:
-        self._heads, self._answered, self._received_bytes = 0, False, 0
+        self._heads, self._answered, self._received_bytes, self._head = 0, False, 0, bytearray()
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[Any, Any], size: int = 0) -> None:
@@ -119,20 +123,16 @@ class StrictConnection(ResponseHandler):
             self._cut_if_too_much()
             self._cut_if_another_began()
             return
-        position = 0
-        while position < len(data) and self.is_connected():
+        while data and self.is_connected():
             if self._is_over():
                 self._cut()
                 return
             if self._in_body():
-                end = len(data)
-                piece = data[position:]
+                self._received_bytes += len(data)
+                super().data_received(data)
+                data = b""
             else:
-                end = self._end_of_head_step(data, position)
-                piece = _tidied_head(data[position:end])
-            self._received_bytes += end - position
-            super().data_received(piece)
-            position = end
+                data = self._take_head(data)
             self._cut_if_too_much()
         self._cut_if_another_began()
 
@@ -155,15 +155,19 @@ class StrictConnection(ResponseHandler):
     def _is_over(self) -> bool:
         return self._answered and not self._in_body()
 
-    def _end_of_head_step(self, data: bytes, start: int) -> int:
-        """Where the next piece of a head ends.
-
-        After 4096 bytes, so that a flood is cut before it is parsed; or at the blank line, so that an error
-        in what follows is not taken for the head's.
-        """
-        end = start + HEAD_STEP_BYTES
-        blank_line = data.find(b"\r\n\r\n", start, end)
-        return min(end, len(data)) if blank_line < 0 else blank_line + 4
+    def _take_head(self, data: bytes) -> bytes:
+        """Parses a head once it is complete; what does not begin like one, at once. Returns what is behind it."""
+        searched = max(0, len(self._head) - 3)
+        self._head += data
+        blank_line = _BLANK_LINE.search(self._head, searched)
+        end = len(self._head) if blank_line is None else blank_line.end()
+        self._received_bytes += len(data) - (len(self._head) - end)
+        if blank_line is None and _may_be_head(self._head):
+            return b""
+        head, rest = bytes(self._head[:end]), bytes(self._head[end:])
+        self._head.clear()
+        super().data_received(tidied_head(head))
+        return rest
 
     def _break_body_off(self, cause: BaseException) -> None:
         if self._payload is not None and not self._payload.is_eof():
@@ -200,17 +204,46 @@ class StrictConnection(ResponseHandler):
             self.transport.abort()
 
 
-def _tidied_head(piece: bytes) -> bytes:
-    """A piece of a head as browsers read it, where llhttp refuses it: blanks before colons, a length stated twice."""
-    piece = _BLANKS_BEFORE_COLON.sub(rb"\1:", piece)
-    lengths = _LENGTH.findall(piece)
-    if len(lengths) > 1 and len(set(lengths)) == 1:
-        piece = _LENGTH.sub(b"", piece, count=len(lengths) - 1)
-    return piece
+def _may_be_head(data: bytes | bytearray) -> bool:
+    return data[:5].lower() == b"http/"[: len(data)]
 
 
-_BLANKS_BEFORE_COLON = re.compile(rb"(\r\n[!-9;-~]+)[ \t]+:")
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,19})[ \t]*(?=\r\n)", re.IGNORECASE)
+def tidied_head(head: bytes) -> bytes:
+    """A response's head as browsers read it, where llhttp refuses it.
+
+    Of the status line, the version and blanks; lines that are no field; blanks before colons; a length that is stated
+    twice, is no number, or stands beside chunks; a Transfer-Encoding that is none. Such a connection is not kept.
+    """
+    first, *lines = _LINE_END.split(_FOLDED.sub(b" ", head))
+    status = _STATUS_LINE.match(first)
+    if status is None or b"\0" in head:
+        return head
+    version = b"1.0" if status[1] == b"1.0" else b"1.1"
+    fields = [found for line in lines if (found := _FIELD.fullmatch(line))]
+    framing = [(found[1].lower(), found[2].strip(b" \t")) for found in fields if found[1].lower() in _FRAMING]
+    kept = [found[1] + b":" + found[2] for found in fields if found[1].lower() not in _FRAMING]
+    codings = [
+        coding.strip().lower() for name, value in framing if name == _CODING for coding in value.split(b",")
+    ]
+    lengths = {length.strip() for name, value in framing if name == _LENGTH for length in value.split(b",")}
+    codings = [coding for coding in dict.fromkeys(codings) if coding not in _NO_CODINGS]
+    if codings:
+        meant = [b"Transfer-Encoding: " + b", ".join(codings)]
+    else:
+        meant = [b"Content-Length: " + length for length in lengths if length.isdigit()]
+    if [line.lower() for line in meant] != [name + b": " + value.lower() for name, value in framing]:
+        kept = [line for line in kept if line[:11].lower() != b"connection:"] + [b"Connection: close"]
+    return b"\r\n".join([b"HTTP/%b %b" % (version, status[2]), *kept, *meant, b"", b""])
+
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LINE_END = re.compile(rb"\r?\n")
+_FOLDED = re.compile(rb"\r?\n[ \t]+(?=[^ \t\r\n])")
+_STATUS_LINE = re.compile(rb"http/([0-9](?:\.[0-9]+)?)[ \t]*([0-9]{3}(?:[ \t][^\0]*)?)", re.IGNORECASE)
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\0\r]*)")
+_CODING, _LENGTH = b"transfer-encoding", b"content-length"
+_FRAMING = (_CODING, _LENGTH)
+_NO_CODINGS = (b"", b"identity", b"none", b"binary")
 
 
 def _check_private_names() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from embedder.errors import FetchFailed
 from embedder.fetch.failures import Failure
@@ -13,36 +13,60 @@ STEP_BYTES = 262_144  # to unpack at once: a millisecond
 _UNPACKED = ("gzip", "x-gzip", "deflate")
 # Others are no compression: aws-chunked, utf-8 and binary say how a file was stored, not how it is sent.
 _COMPRESSIONS = (*_UNPACKED, "compress", "x-compress", "br", "zstd", "dcb", "dcz")
+_GZIP = b"\x1f\x8b"
 
 
 class Unpacker:
-    """The body of an answer with these Content-Encodings.
+    """The body of an answer with these Content-Encodings, whether or not it is compressed as they say.
 
-    Raises Failure for a compression that is not known here, and for a body that is not what it says.
+    Whether all of it came is for the decoder to say: servers leave out what follows the compressed data.
     """
 
-    def __init__(self, codings: Sequence[str]) -> None:
-        compressions = [coding for coding in codings if coding in _COMPRESSIONS]
-        if len(compressions) > 1 or not set(compressions) <= set(_UNPACKED):
-            text = f"the image's server compressed its answer ({', '.join(compressions)}), which was not asked for"
-            raise Failure("answer", FetchFailed(text))
-        # gzip's head or zlib's
-        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 32) if compressions else None
+    def __init__(self, codings: Sequence[str], is_image: Callable[[bytes], bool]) -> None:
+        """`is_image` tells by the first bytes."""
+        self._compressions = [coding for coding in codings if coding in _COMPRESSIONS]
+        self._is_image = is_image
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 32) if self._compressions else None  # gzip or zlib
+        self._begun = False
 
     def parts(self, chunk: bytes) -> Iterator[bytes]:
-        """What `chunk` of the body is, in parts of `STEP_BYTES` at most where it was compressed."""
+        """What `chunk` of the body is, in parts of `STEP_BYTES` at most where it was compressed.
+
+        Raises Failure for a compression that is not known here, and for a body that is not what it says.
+        """
+        if self._zlib is not None and not self._begun and chunk:
+            self._begin(chunk)
         if self._zlib is None:
             yield chunk
             return
         try:
-            while chunk and not self._zlib.eof:
-                yield self._zlib.decompress(chunk, STEP_BYTES)
-                chunk = self._zlib.unconsumed_tail
+            while chunk:
+                if self._zlib.eof:
+                    if not chunk.startswith(_GZIP):  # of a next member
+                        return
+                    self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                if part := self._zlib.decompress(chunk, STEP_BYTES):
+                    yield part
+                chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
         except zlib.error as exc:
-            raise Failure(
-                "answer", FetchFailed("the image's server compressed its answer in another way than it says")
-            ) from exc
+            raise _failure("compressed its answer in another way than it says") from exc
 
-    def check_end(self) -> None:
-        if self._zlib is not None and not self._zlib.eof:
-            raise Failure("answer", FetchFailed("the image's server broke off"))
+    def _begin(self, chunk: bytes) -> None:
+        """By the first `chunk`."""
+        self._begun = True
+        if self._is_image(chunk):
+            self._zlib = None
+        elif len(self._compressions) > 1 or self._compressions[0] not in _UNPACKED:
+            codings = ", ".join(self._compressions)
+            raise _failure(f"compressed its answer ({codings}), which was not asked for")
+        elif self._compressions == ["deflate"] and not _begins_zlib(chunk):
+            self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)  # without zlib's head, as old servers send it
+
+
+def _begins_zlib(chunk: bytes) -> bool:
+    """RFC 1950 section 2.2."""
+    return chunk[0] & 0x0F == 8 and (len(chunk) == 1 or int.from_bytes(chunk[:2], "big") % 31 == 0)
+
+
+def _failure(what: str) -> Failure:
+    return Failure("answer", FetchFailed(f"the image's server {what}"))

@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from embedder.errors import Draining, FetchFailed, ImageTooLarge, URLNotAllowed
+from embedder.errors import Draining, FetchFailed, ImageTooLarge, UnsupportedFormat, URLNotAllowed
 from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, BoundedConnector
 from embedder.fetch.compression import Unpacker
 from embedder.fetch.dialling import (
@@ -51,6 +51,7 @@ MAX_CONNECTIONS_PER_HOST = 64
 MAX_LOGGED_CHARACTERS = 200
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_WITHOUT_BODY = (204, 205)
 
 
 class Fetcher:
@@ -233,9 +234,9 @@ class Fetcher:
         status = response.status
         if self._proxy is not None and self._proxy.may_have_answered(status, url):
             raise unreachable("connection", f"the proxy or the image's server answered {status}")
-        if not (status in (200, 203) or (status == 206 and _is_whole(response))):
+        if not 200 <= status < 300 or status in _WITHOUT_BODY or (status == 206 and not _is_whole(response)):
             raise Failure("status", FetchFailed(f"the image's server answered {status}"))
-        if _codings(response, "Transfer-Encoding") not in ([], ["identity"], ["chunked"]):
+        if _codings(response, "Transfer-Encoding") not in ([], ["chunked"]):
             raise Failure(
                 "answer", FetchFailed("the image's server answered in a Transfer-Encoding that is not known")
             )
@@ -246,7 +247,7 @@ class Fetcher:
         chunks: list[bytes] = []
         length = 0
         known = False
-        unpacker = Unpacker(_codings(response, "Content-Encoding"))
+        unpacker = Unpacker(_codings(response, "Content-Encoding"), self._is_image)
         async for received in response.content.iter_any():
             for chunk in unpacker.parts(received):
                 chunks.append(chunk)
@@ -258,11 +259,17 @@ class Fetcher:
                     raise ImageTooLarge(limit_bytes=self._max_bytes)
                 if lease is not None:
                     lease.add(len(chunk))
-        unpacker.check_end()
         data = b"".join(chunks)
         if not known:
             recognised(data, self._formats)
         return data
+
+    def _is_image(self, begins: bytes) -> bool:
+        try:
+            recognised(begins[:HEAD_BYTES], self._formats)
+        except UnsupportedFormat:
+            return False
+        return True
 
     def _note(self, failure: Failure, url: URL | None) -> None:
         self._metrics.fetch_failures.labels(failure.reason).inc()
@@ -320,11 +327,12 @@ def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
 
 
 def _is_whole(response: aiohttp.ClientResponse) -> bool:
-    """Whether an answer with a part, which was not asked for, has all of the file in it."""
-    part = re.fullmatch(
-        r"bytes 0-([0-9]{1,15})/([0-9]{1,15})", response.headers.get("Content-Range", "").strip()
-    )
-    return part is not None and int(part[1]) + 1 == int(part[2])
+    """Whether an answer with a part, which was not asked for, has all of the file in it, as far as it says.
+
+    Servers say it carelessly, or not at all. The decoder finds out where something is missing.
+    """
+    part = re.search(r"([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})?", response.headers.get("Content-Range", ""))
+    return part is None or (int(part[1]) == 0 and int(part[2]) + 1 >= int(part[3] or 0))
 
 
 def _without_query(url: URL) -> str:

@@ -27,17 +27,19 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Scheme and port are bounded, because errors quote them.
 _SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<rest>[^#]*)(#.*)?")
-_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*)(:(?P<port>0{0,20}[0-9]{0,5}))?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # also of names that break a rule for hyphens: browsers ask for them
 # WHATWG URL, "ends in a number": browsers and the C library read a host with such a last label as an IPv4
 # address.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _DOT = re.compile(r"\.|%2e", re.IGNORECASE)
 _DOT_DOT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
-# Characters that are invisible or reverse the direction of text: a person would read another URL than a
-# program. Unassigned ones are not among them: a newer Unicode, and so another Python, may have assigned them.
-# Nor are blanks, which names of files have, of several kinds: they are escaped.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# Control characters and halves of surrogates: what one program drops, another escapes.
+_REFUSED = frozenset({"Cc", "Cs"})
+# Characters that are invisible or reverse the direction of text: a person would read another host than a
+# program. Names of files have them, and blanks of several kinds: behind the host they are escaped. Unassigned ones
+# are not among them: a newer Unicode, and so another Python, may have assigned them.
+_INVISIBLE = frozenset({"Cf", "Zl", "Zp"})
 # What does not decode as UTF-8 in a `Location`, as aiohttp gives it.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 # Of category Cf too, but Persian and Hindi words, and emoji, need them.
@@ -62,7 +64,7 @@ class URLPolicy:
 
         Raises URLNotAllowed, and nothing else, whatever `text` is.
         """
-        text = text.strip()
+        text = text.strip().removeprefix("\ufeff")  # with which a file's first line may begin
         _check_characters(text)
         return self._admit(text)
 
@@ -75,9 +77,12 @@ class URLPolicy:
             raise URLNotAllowed(f"the URL's scheme is {scheme!r}; allowed are http, https and data")
         if "@" in parts["authority"]:
             raise URLNotAllowed("the URL carries a user name or password")
+        _check_visible(parts["authority"])
         authority = _AUTHORITY.fullmatch(parts["authority"])
         if authority is None:
             raise URLNotAllowed("the URL's host and port can't be read")
+        if authority["host"].lower() in _DEFAULT_PORTS and authority["port"] == "":
+            raise URLNotAllowed("the URL begins with http:// twice")
         host = self._admitted_host(authority["host"])
         port = self._admitted_port(authority["port"], scheme)
         path, mark, query = quote(parts["rest"], safe=_KEPT_IN_PATH).partition("?")
@@ -116,9 +121,7 @@ class URLPolicy:
         return f"[{host}]" if ":" in host else host
 
     def _admitted_port(self, text: str | None, scheme: str) -> int:
-        if text == "":
-            raise URLNotAllowed("the URL's port is empty")  # as in http://http://example.org
-        port = _DEFAULT_PORTS[scheme] if text is None else int(text)
+        port = int(text) if text else _DEFAULT_PORTS[scheme]
         if port not in self.allowed_ports:
             allowed = ", ".join(map(str, sorted(self.allowed_ports)))
             raise URLNotAllowed(f"the URL's port is {port}; allowed are {allowed}")
@@ -128,9 +131,13 @@ class URLPolicy:
 def _check_characters(text: str) -> None:
     if len(text) > MAX_URL_CHARACTERS:
         raise URLNotAllowed(f"the URL has {len(text)} characters; the limit is {MAX_URL_CHARACTERS}")
-    invisible = {c for c in set(text) - _JOINERS if unicodedata.category(c) in _INVISIBLE}
-    if invisible or "\\" in text:
-        raise URLNotAllowed("the URL contains a backslash or an invisible character; escape it")
+    if "\\" in text or not _REFUSED.isdisjoint(map(unicodedata.category, set(text))):
+        raise URLNotAllowed("the URL contains a backslash or a control character; escape it")
+
+
+def _check_visible(authority: str) -> None:
+    if not _INVISIBLE.isdisjoint(map(unicodedata.category, set(authority) - _JOINERS)):
+        raise URLNotAllowed("the URL's host contains an invisible character")
 
 
 def _joined(url: URL, location: str) -> str:
@@ -171,8 +178,6 @@ def _without_dots(path: str) -> str:
 def _ascii_host(text: str) -> str:
     host = text.lower()
     if not text.isascii():
-        if not _JOINERS.isdisjoint(text):  # IDNA 2003 drops them, IDNA 2008 keeps them
-            raise URLNotAllowed("the URL's host is not a valid international name")
         # `text`, not `host`: Python lowers the last sigma of a word to its final form, UTS 46 does not.
         try:
             host = ".".join(map(_ascii_label, idna.uts46_remap(text, std3_rules=True).split(".")))
@@ -193,6 +198,8 @@ def _ascii_label(label: str) -> str:
     """As browsers have it (UTS 46): symbols are letters like others, which IDNA 2008 alone refuses."""
     if label.isascii():
         return label
+    if not all(idna.valid_contextj(label, index) for index, c in enumerate(label) if c in _JOINERS):
+        raise UnicodeError("a joiner that joins nothing")
     idna.check_initial_combiner(label)
     idna.check_bidi(label)
     return f"xn--{label.encode('punycode').decode('ascii')}"

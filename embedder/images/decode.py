@@ -119,6 +119,8 @@ def decode(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise BadImage(f"the {format.name} has a picture in it that is larger than it states") from exc
     except _PILLOW_RAISES as exc:
+        if re.match("unsupported|unknown|cannot handle", str(exc), re.IGNORECASE):
+            raise BadImage(f"the {format.name} is of a kind that can't be decoded") from exc
         raise BadImage(f"the {format.name} can't be decoded: damaged or cut short") from exc
 
 
@@ -140,7 +142,7 @@ def _decoded(format: Format, data: bytes, preprocessing: Preprocessing, max_pixe
     turned = (
         1 if format.name in ("TIFF", "JXL") else _orientation(image.info.get(_EXIF, image.info.get("exif")))
     )
-    picture = _on_its_canvas(image)
+    picture = _as_meant(image)
 
     short = min(width, height)
     columns = _Axis(width, short, picture.width, mirrored=turned in _MIRRORS_COLUMNS)
@@ -158,18 +160,49 @@ def _loaded(image: ImageFile, data: bytes) -> ImageFile:
     try:
         image.load()
     except OSError:
-        if not isinstance(image, PngImageFile):
+        if isinstance(image, PngImageFile):
+            image = PngImageFile(io.BytesIO(_tidied_png(data, mend_checksum=True)))
+        elif isinstance(image, WebPImageFile):
+            image = _opened_webp(_tidied_webp(data))
+        else:
             raise
-        image = PngImageFile(io.BytesIO(_tidied_png(data, mend_checksum=True)))
         image.load()
     return image
 
 
 def _opened(format: Format, data: bytes) -> ImageFile:
-    image = load_plugin(format)(io.BytesIO(_tidied_png(data) if format.name == "PNG" else data))
-    if isinstance(image, WebPImageFile) and data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION:
+    if format.name == "PNG":
+        return PngImageFile(io.BytesIO(_tidied_png(data)))
+    if format.name == "WEBP":
+        try:
+            return _opened_webp(data)
+        except (OSError, SyntaxError):
+            return _opened_webp(_tidied_webp(data))
+    return load_plugin(format)(io.BytesIO(data))
+
+
+def _opened_webp(data: bytes) -> ImageFile:
+    image = WebPImageFile(io.BytesIO(data))
+    if data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATION:
         image.rawmode = image._mode = "RGBA"  # a frame may leave some of its canvas clear
     return image
+
+
+def _tidied_webp(data: bytes) -> bytes:
+    """The chunks of a WebP that are whole, with the size that they have: of an animation the first frames.
+
+    libwebp alone refuses a picture for what is missing behind it, and where the file is shorter than it states.
+    """
+    chunks = []
+    position = 12
+    while position + 8 <= len(data):
+        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        if end > len(data):
+            break
+        chunks.append(data[position:end] + b"\0" * (end % 2))
+        position = end + end % 2
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 _WEBP_ANIMATION = 0x02
@@ -255,8 +288,8 @@ def _png_transparency(body: bytes, depth: int, colour: int, has_palette: bool) -
         body = struct.pack(">H", (body[1] & highest) * 255 // highest)
     elif colour == _PNG_RGB and depth == 16:
         body = bytes([0, body[0], 0, body[2], 0, body[4]])
-    chunk = b"tRNS" + body
-    return struct.pack(">I", len(body)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    chunk = b"tRNS" + body[:256]
+    return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 def _read_segment(image: JpegImageFile, marker: int) -> None:
@@ -267,7 +300,7 @@ def _read_segment(image: JpegImageFile, marker: int) -> None:
     assert image.fp is not None  # noqa: S101 - it is being read
     (length,) = struct.unpack(">H", image.fp.read(2))
     body = image.fp.read(max(0, length - 2))
-    if marker == _JPEG_EXIF and body.startswith(b"Exif\0\0"):
+    if marker == _JPEG_EXIF and body.startswith(b"Exif\0"):  # its sixth byte is for filling
         image.info.setdefault(_EXIF, body)
 
 
@@ -294,24 +327,25 @@ def _jpeg_reduction(image: JpegImageFile, preprocessing: Preprocessing) -> int:
 
 
 def _jpeg_pixels(image: ImageFile, data: bytes, reduction: int) -> ImageFile:
-    """`image`, or one of the same file with an end, decoded.
+    """`image`, or the same picture of a file with an end, decoded.
 
     Without its end marker a JPEG is whole when decoders need nothing of what follows its last scan: so it is
     decoded with two different endings, which must not show.
     """
-    # At first near the end of the file only: looking through all of 2 MB takes 5 ms. A thumbnail, which ends before
-    # the picture's scans begin, has an end marker too.
-    for first in (max(0, len(data) - _JPEG_TAIL_BYTES), 0):
-        scan = data.rfind(b"\xff\xda", first)
-        if data.find(b"\xff\xd9", max(scan, first)) >= 0:
+    ends = data.endswith(_JPEG_END)
+    if not ends:
+        end = _jpeg_end(data)
+        ends = data.startswith(_JPEG_END, end)
+    if ends:
+        try:
             return _reduced(image, len(data), reduction)
-    marker = _JPEG_MARKER.search(data, scan + 2)
-    if marker is not None and marker[0][1] in _JPEG_GOES_ON:
-        raise BadImage("the JPEG is cut short")
-    coded = data if marker is None else data[: marker.start()]
-    coded = coded.rstrip(b"\0") + bytes(8)  # zeros may also be what a download was to fill
+        except OSError:
+            end = _jpeg_end(data)  # that may have been the end of another file, behind this one
+            if data.startswith(_JPEG_END, end):
+                raise
+    coded = data[:end].rstrip(b"\0") + bytes(8)  # zeros may also be what a download was to fill
     image, other = (
-        _reduced(JpegImageFile(io.BytesIO(coded + ending + b"\xff\xd9")), len(coded), reduction)
+        _reduced(JpegImageFile(io.BytesIO(coded + ending + _JPEG_END)), len(coded), reduction)
         for ending in (b"", _JPEG_FILLER)
     )
     if image.tobytes() != other.tobytes():
@@ -319,9 +353,30 @@ def _jpeg_pixels(image: ImageFile, data: bytes, reduction: int) -> ImageFile:
     return image
 
 
+def _jpeg_end(data: bytes) -> int:
+    """Where the picture's last scan ends: at its end marker, at what is no part of it, or with the file.
+
+    Looking through the scans of 2 MB takes 5 ms.
+    """
+    position, in_scan = 2, False
+    while True:
+        marker = (_JPEG_MARKER if in_scan else _JPEG_NEXT).search(data, position)
+        if marker is None:
+            if not in_scan:
+                raise BadImage("the JPEG is cut short")
+            return len(data)
+        kind = marker[0][-1]
+        if kind == 0xD9 or (in_scan and kind not in _JPEG_GOES_ON):
+            return marker.start() if in_scan else marker.end() - 2
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        in_scan = kind == 0xDA
+
+
+_JPEG_END = b"\xff\xd9"
+# In a scan: not a stuffed zero, a restart or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_JPEG_TAIL_BYTES = 65_536
-_JPEG_GOES_ON = (0xC4, 0xDB, 0xDD)  # what stands before another scan
+_JPEG_NEXT = re.compile(rb"\xff[^\x00\xff]")
+_JPEG_GOES_ON = (0xC4, 0xDA, 0xDB, 0xDD)  # another scan, and what stands before one
 _JPEG_FILLER = bytes(range(1, 255)) * 16
 
 
@@ -333,14 +388,25 @@ def _reduced(image: ImageFile, file_bytes: int, reduction: int) -> ImageFile:
     return image
 
 
-def _on_its_canvas(image: ImageFile) -> Image.Image:
-    """The picture. Where the first frame of a GIF leaves some of its canvas clear, that is transparent."""
+def _as_meant(image: ImageFile) -> Image.Image:
+    """The picture, where Pillow has another.
+
+    12 bits of a TIFF are as bright as 16. An icon that is transparent everywhere has its transparency elsewhere. And
+    where the first frame of a GIF leaves some of its canvas clear, that is transparent.
+    """
+    if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):  # of a TIFF
+        return image.point(lambda level: level * 16)
+    if image.format == "ICO" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
     frame = image.dispose_extent if isinstance(image, GifImageFile) else None
     if frame is None or frame == (0, 0, *image.size):
         return image
     canvas = Image.new("RGBA", image.size)
     canvas.paste(image.convert("RGBA").crop(frame), frame[:2])
     return canvas
+
+
+_BITS_PER_SAMPLE = 258
 
 
 def _orientation(exif: object) -> int:
@@ -350,7 +416,7 @@ def _orientation(exif: object) -> int:
     """
     if not isinstance(exif, bytes):
         return 1
-    tiff = exif.removeprefix(b"Exif\0\0")
+    tiff = exif[6:] if exif.startswith(b"Exif\0") else exif
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 1
@@ -358,7 +424,7 @@ def _orientation(exif: object) -> int:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(entries):
-            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
+            tag, kind, count, value, _ = struct.unpack_from(f"{order}HHIHH", tiff, directory + 2 + 12 * entry)
             if tag == _EXIF_ORIENTATION and (kind, count) == (_EXIF_SHORT, 1):
                 return int(value)
     except struct.error:  # EXIF that is cut short does not harm the pixels

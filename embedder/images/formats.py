@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from embedder.errors import TooManyPixels, UnsupportedFormat
 
-HEAD_BYTES = 64
+HEAD_BYTES = 1024
 """How many bytes `recognised` looks at. Files may be shorter: the smallest GIF has 35."""
 
 Size: TypeAlias = tuple[int, int]
@@ -174,7 +174,13 @@ FORMATS: tuple[Format, ...] = (
         *("TIFF", "image/tiff", rb"II[*+]\0|MM\0[*+]", _tiff_size, "PIL.TiffImagePlugin:TiffImageFile"),
     ),
     _format(
-        *("ICO", "image/x-icon", rb"\x00\x00\x01\x00[^\x00]", _ico_size, "PIL.IcoImagePlugin:IcoImageFile"),
+        *(
+            "ICO",
+            "image/x-icon",
+            rb"\x00\x00\x01\x00(?!\x00\x00)",
+            _ico_size,
+            "PIL.IcoImagePlugin:IcoImageFile",
+        ),
     ),
     # These need packages of their own.
     _format(
@@ -194,28 +200,34 @@ FORMATS: tuple[Format, ...] = (
 ON = tuple(format for format in FORMATS if format.on)
 
 # What is no image file of these, by its first bytes, and what to call it.
+_MARK = rb"(\xef\xbb\xbf)?\s*"
+_COMMENTS = rb"(<!--((?!-->).)*(-->|$)\s*)*"  # which can be read in one way only: others would take years
+_XML_HEAD = _MARK + rb"(<\?xml[^>]*>\s*)?" + _COMMENTS
 _OTHERS = tuple(
     (re.compile(begins, re.DOTALL | re.IGNORECASE), called)
     for begins, called in (
-        (
-            rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?(-->|$)\s*)?(<!doctype svg|<svg[\s>])",
-            "this is an SVG drawing, not a picture of pixels",
-        ),
-        (
-            rb"\s*(<!--.*?(-->|$)\s*)?<(!doctype html|html|head|body|script|title|meta)",
-            "the server sent a web page",
-        ),
-        (rb"\s*<\?xml", "this is an XML document"),
+        (_XML_HEAD + rb"<(!doctype )?svg[\s>]", "this is an SVG drawing, not a picture of pixels"),
+        (_XML_HEAD + rb"<(!doctype )?html[\s>]", "the server sent a web page"),
+        (_MARK + rb"<\?xml", "this is an XML document"),
+        (_MARK + rb"<(!--|!doctype html|[a-z][a-z0-9]*[\s/>])", "the server sent a web page"),
         (rb"%PDF-", "this is a PDF document"),
-        (rb"\s*[{\[]\s*[\"{\[\]}]", "the server sent JSON"),
+        (_MARK + rb"[{\[]\s*[\"{\[\]}]", "the server sent JSON"),
+        (rb"\x00\x00\x02\x00", "this is a cursor"),
+        (rb"\s*data:", "this is a data: URL as text"),
+        (rb"version https://git-lfs", "this is a pointer of Git LFS, not the file"),
+        (rb"RIFF.{4}AVI ", "this is a video"),
+        (rb"ID3|\xff[\xf2\xf3\xfb]", "this is sound"),
+        (rb"icns", "this is an ICNS file"),
+        (rb"\xff\x4f\xff\x51", "this is a JPEG 2000 file"),
+        (rb"%!PS", "this is a PostScript file"),
         (rb"..{3}ftyp", "this is a video, or an image in an unusual box"),
         (rb"\x1a\x45\xdf\xa3", "this is a video"),
         (rb"8BPS", "this is a Photoshop file"),
         (rb"\0\0\0\x0cjP  ", "this is a JPEG 2000 file"),
-        (rb"\x00\x00\x02\x00", "this is a cursor"),
         (rb"PK\x03\x04", "this is a ZIP archive"),
         (rb"\x1f\x8b", "this is gzip"),
         (rb"$", "the content is empty"),
+        (_MARK + rb"[\t\n\r -~]+$", "this is text"),
     )
 )
 

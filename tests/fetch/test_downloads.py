@@ -58,12 +58,72 @@ async def test_an_image_comes_back_byte_for_byte(origin: Origin) -> None:
         pytest.param(with_length(CAT, b"Content-Range: bytes 0-%d/%d\r\n" % (len(CAT) - 1, len(CAT)))
                      .replace(b"200 OK", b"206 Partial Content"), id="206-of-all"),
         pytest.param(OK + b"Transfer-Encoding: identity\r\n\r\n" + CAT, id="transfer-encoding-identity"),
+        *(
+            pytest.param(OK + framing + b"\r\n" + chunked(CAT, b"").partition(b"\r\n\r\n")[2], id=f"{framing!r}")
+            for framing in (
+                b"Transfer-Encoding: chunked\r\n" * 2,
+                b"Transfer-Encoding: chunked, Chunked\r\n",
+                b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+                b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+                b"Transfer-Encoding: identity, chunked\r\n",
+            )
+        ),
+        *(
+            pytest.param(OK + b"Content-Length: %b\r\n\r\n" % length + CAT, id=f"length-{length!r}")
+            for length in (b"", b"undefined", b"-1", b"+20", b"20.0", b'"20"', b"0x20", b"20 bytes",
+                           b"%d, %d" % (len(CAT), len(CAT)))
+        ),
+        *(
+            pytest.param(with_length(CAT, b"Transfer-Encoding: %b\r\n" % coding), id=f"coding-{coding!r}")
+            for coding in (b"", b"identity", b"none", b"binary")
+        ),
+        *(
+            pytest.param(with_length(CAT, line + b"\r\n"), id=f"{line!r}")
+            for line in (b"nonsense", b": empty", b"X Blank: a", b"X@A: b", b"X(A): b",
+                         "X-\u00e9: a".encode(), b"A: b\rc",
+                         b"A: b\r\n folded", b"A: b\r\n\tfolded\r\n  twice")
+        ),
+        *(
+            pytest.param(with_length(CAT).replace(b"HTTP/1.1 200 OK", line), id=f"{line!r}")
+            for line in (b"HTTP/1.2 200 OK", b"HTTP/1.1  200 OK", b"HTTP/2 200", b"http/1.1 200 ok", b"HTTP/1.1 200",
+                         b"HTTP/1.1 201 Created", b"HTTP/1.1 202 Accepted", b"HTTP/1.1 226 IM Used", b"HTTP/1.1 299 x",
+                         b"HTTP/1.1 206 Partial Content")
+        ),
+        *(
+            pytest.param(with_length(CAT, b"Content-Range: %b\r\n" % part).replace(b"200 OK", b"206 Partial Content"),
+                         id=f"{part!r}")
+            for part in (b"bytes 0-%d/*" % (len(CAT) - 1), b"bytes=0-%d/%d" % (len(CAT) - 1, len(CAT)),
+                         b"0-%d/%d" % (len(CAT) - 1, len(CAT)), b"bytes 0-%d/%d" % (len(CAT), len(CAT)), b"nonsense")
+        ),
+        *(
+            pytest.param(with_length(CAT, b"Content-Encoding: %b\r\n" % coding), id=f"not-{coding!r}")
+            for coding in (b"gzip", b"BR", b"zstd", b"compress", b"deflate", b"gzip, gzip")
+        ),
+        *(
+            pytest.param(with_length(body, b"Content-Encoding: %b\r\n" % coding), id=name)
+            for name, coding, body in (
+                ("deflate-without-its-head", b"deflate", packed(CAT, -15)),
+                ("gzip-of-two-members", b"gzip", packed(CAT[:5000], 31) + packed(CAT[5000:], 31)),
+                ("gzip-without-its-end", b"gzip", packed(CAT, 31)[:-8]),
+                ("gzip-without-half-its-end", b"gzip", packed(CAT, 31)[:-4]),
+                ("zlib-without-its-end", b"deflate", packed(CAT, 15)[:-4]),
+            )
+        ),
     ],
 )  # fmt: skip
 async def test_every_framing_gives_the_same_bytes(origin: Origin, answer: bytes) -> None:
     origin.raw("/framed", says(answer))
     async with fetching(origin) as fetcher:
         assert await fetcher.fetch(origin.url("/framed")) == CAT
+
+
+@pytest.mark.parametrize("at", range(1, 120, 7))
+async def test_a_head_may_come_in_pieces(origin: Origin, at: int) -> None:
+    head = with_length(CAT, b"Content-Length: %d\r\nX-Cache : HIT\r\nnonsense\r\n" % len(CAT))
+    origin.raw("/pieces", says(head[:at], head[at:], every_s=0.02))
+    async with fetching(origin) as fetcher:
+        assert await fetcher.fetch(origin.url("/pieces")) == CAT
+        assert await fetcher.fetch(origin.url("/cat.jpg")) == CAT
 
 
 async def test_the_request_carries_exactly_the_fixed_headers(origin: Origin) -> None:

@@ -19,8 +19,8 @@ BEGINNINGS = {"one letter": b"H", "half a head": b"HTTP/1.1 200 OK\r\nX-Its: ", 
 pytestmark = pytest.mark.anyio
 
 
-async def test_every_final_status_but_200_203_and_redirects_fails_with_its_number(origin: Origin) -> None:
-    statuses = sorted(set(range(201, 600)) - {203, 301, 302, 303, 307, 308})
+async def test_every_final_status_but_success_and_redirects_fails_with_its_number(origin: Origin) -> None:
+    statuses = [204, 205, *sorted(set(range(300, 600)) - {301, 302, 303, 307, 308})]
     for status in statuses:
         bare = status in (204, 304)
         origin.serve(f"/{status}", b"" if bare else CAT, status=status, headers={"WWW-Authenticate": "Basic"})
@@ -72,28 +72,27 @@ async def test_a_body_without_a_length_that_ends_in_a_reset_is_a_failure(origin:
 
 @pytest.mark.parametrize(
     "encoding",
-    ["gzip", "BR", "identity, gzip", "zstd", "gzip, gzip", "compress", "deflate"],
+    ["gzip", "BR", "identity, gzip", "zstd", "gzip, gzip", "compress"],
 )
 async def test_a_compression_that_is_not_known_or_is_none_is_refused(origin: Origin, encoding: str) -> None:
-    origin.serve("/encoded", CAT, headers={"Content-Encoding": encoding})
+    origin.serve("/encoded", b"\x8b\x07\x80" + CAT, headers={"Content-Encoding": encoding})
     async with fetching(origin) as fetcher:
         kind, _, text = await outcome(fetcher.fetch(origin.url("/encoded")))
     assert kind is FetchFailed
     assert "compressed its answer" in text
 
 
-async def test_what_was_compressed_is_limited_unpacked_and_has_to_be_whole(origin: Origin) -> None:
-    bomb = gzip.compress(CAT + bytes(50_000_000), 9)
-    for path, body in (("/bomb", bomb), ("/cut", gzip.compress(CAT)[:-9])):
-        origin.serve(path, body, headers={"Content-Encoding": "gzip"})
+async def test_what_was_compressed_is_limited_unpacked(origin: Origin) -> None:
+    one = gzip.compress(CAT + bytes(50_000_000), 9)
+    many = gzip.compress(CAT) + gzip.compress(bytes(100_000)) * 500
+    for path, bomb in (("/one", one), ("/many", many)):
+        origin.serve(path, bomb, headers={"Content-Encoding": "gzip"})
     async with fetching(origin) as fetcher:
-        assert (await outcome(fetcher.fetch(origin.url("/bomb"))))[0] is ImageTooLarge
-        assert (await outcome(fetcher.fetch(origin.url("/cut"))))[0] is FetchFailed
+        for path in ("/one", "/many"):
+            assert (await outcome(fetcher.fetch(origin.url(path))))[0] is ImageTooLarge
 
 
-@pytest.mark.parametrize(
-    "coding", ["gzip", "gzip, chunked", "chunked, identity", "xchunked", "chunked;q=1", "chunked, chunked"]
-)
+@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked", "chunked, gzip", "xchunked", "chunked;q=1"])
 async def test_a_transfer_encoding_but_chunks_is_refused(origin: Origin, coding: str) -> None:
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(CAT), CAT) if "chunked" in coding else CAT
     origin.raw("/coded", says(OK + f"Transfer-Encoding: {coding}\r\n\r\n".encode() + body))
@@ -104,7 +103,7 @@ async def test_a_transfer_encoding_but_chunks_is_refused(origin: Origin, coding:
 
 async def test_a_second_content_encoding_header_is_refused_too(origin: Origin) -> None:
     headers = b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n"
-    origin.raw("/encoded", says(with_length(CAT, headers)))
+    origin.raw("/encoded", says(with_length(b"\x8b" + CAT, headers)))
     async with fetching(origin) as fetcher:
         assert (await outcome(fetcher.fetch(origin.url("/encoded"))))[0] is FetchFailed
 

@@ -279,3 +279,127 @@ def test_around_a_webps_frame_its_canvas_is_clear(flags: int) -> None:
     canvas = Image.new("RGB", (100, 74), "white")
     canvas.paste(photo(40, 30), (20, 12))
     assert_close(pixels_of(file), recipe(canvas))
+
+
+# What stands behind a JPEG, as phones and cameras put it there
+
+MOTION = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(500)  # a video, in which any marker may stand
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 95, "restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *(
+            MOTION + b"\xff\xda" + bytes(99) + b"\xff" + bytes([kind]) + bytes(99)
+            for kind in (0xC4, 0xDB, 0xDD, 0xE1)
+        ),
+        *(encoded(photo(99, 99), format) for format in ("JPEG", "PNG", "WEBP")),
+        *(
+            encoded(photo(99, 99), "JPEG")[:-2],
+            b"PK\x03\x04" + bytes(99),
+            b"\xff\xd8",
+            b"\xff\xe1\0\x08Exif\0\0",
+        ),
+    ],
+    ids=range(11),
+)
+def test_what_stands_behind_a_jpeg_is_no_part_of_it_with_its_end_and_without(
+    mode: str, options: dict[str, int], behind: bytes
+) -> None:
+    file = encoded(photo(300, 260).convert(mode), "JPEG", **options)
+    expected = pixels_of(file)
+    assert np.array_equal(pixels_of(file + behind), expected)
+    if not behind.startswith(MOTION):  # otherwise nothing tells where the picture ends
+        assert np.array_equal(pixels_of(file[:-2] + behind), expected)
+    assert outcome(file[: len(file) * 3 // 4] + behind) == "BadImage"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_chance_does_not_make_a_jpeg_of_what_is_behind_it(seed: int) -> None:
+    file = encoded(photo(120, 90), "JPEG")
+    behind = np.random.default_rng(seed).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+    assert np.array_equal(pixels_of(file + behind), pixels_of(file))
+
+
+# WebP as careless writers leave it
+
+
+def _with_size(webp: bytes, size: int) -> bytes:
+    return webp[:4] + struct.pack("<I", size) + webp[8:]
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 90}, {"exif": pictures.exif(1) + b"x"}])
+def test_a_webp_of_another_size_than_it_states_is_a_picture(options: dict[str, bool]) -> None:
+    file = encoded(photo(301, 199), "WEBP", **options)
+    expected = pixels_of(file)
+    for size in (0, len(file) - 9, len(file), len(file) + 1, len(file) + 1000, 0xFFFFFFFF):
+        assert np.array_equal(pixels_of(_with_size(file, size)), expected), size
+    assert np.array_equal(pixels_of(file + b"EXIF\xff\0\0\0cut"), expected)
+    assert outcome(file[: len(file) // 2]) == "BadImage"
+
+
+def test_an_animated_webp_that_is_cut_in_a_later_frame_is_its_first() -> None:
+    frames = [photo(120, 90), photo(90, 120).resize((120, 90)), Image.new("RGB", (120, 90), "red")]
+    file = pictures.animation("WEBP", *frames, lossless=True)
+    expected = pixels_of(file)
+    first = pictures.webp_of_chunks(pictures.webp_chunks(file)[:3])
+    for cut in (len(first), len(first) + 1, len(file) - 1, len(file) - 50):
+        assert np.array_equal(pixels_of(file[:cut]), expected), cut
+    assert outcome(file[: len(first) - 20]) == "BadImage"
+
+
+# What is a picture, and was another
+
+
+def test_more_transparency_than_colours_is_cut() -> None:
+    pixels = noise(64, 64, 1)
+    palette = bytes(range(256)) * 3
+    ends = [pictures.png_chunk(b"PLTE", palette), pictures.png_chunk(b"tRNS", bytes([255]) * 256)]
+    exact = png(pixels, 8, PALETTE, before_data=b"".join(ends))
+    more = png(pixels, 8, PALETTE, before_data=ends[0] + pictures.png_chunk(b"tRNS", bytes([255]) * 300))
+    assert np.array_equal(pixels_of(more), pixels_of(exact))
+
+
+def test_an_icon_that_is_transparent_everywhere_is_shown() -> None:
+    icon = Image.new("RGBA", (64, 64), (10, 200, 30, 0))
+    file = encoded(icon, "ICO", sizes=[(64, 64)], bitmap_format="bmp")
+    assert_close(pixels_of(file), np.full((224, 224, 3), (10, 200, 30), np.uint8))
+
+
+def test_a_tiff_of_12_bits_is_as_bright_as_one_of_16() -> None:
+    levels = (np.arange(256 * 256).reshape(256, 256) // 16).astype(np.uint16)  # 0 to 4095
+    packed = np.stack(
+        [levels[:, ::2] >> 4, (levels[:, ::2] & 15) << 4 | levels[:, 1::2] >> 8, levels[:, 1::2] & 255], -1
+    )
+    entries = [
+        (256, 256),
+        (257, 256),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 256),
+        (279, packed.size),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries
+    )
+    data = packed.astype(np.uint8).tobytes()
+    file = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+    grey = Image.fromarray((levels >> 4).astype(np.uint8))
+    assert_close(pixels_of(file), recipe(grey.convert("RGB")))
+
+
+@pytest.mark.parametrize("sixth", [b"\0", b"\xff", b" "])
+def test_the_sixth_byte_of_exif_is_for_filling(sixth: bytes) -> None:
+    plain = encoded(photo(300, 200), "JPEG")
+    turned = pictures.with_segments(
+        plain, pictures.jpeg_segment(0xE1, b"Exif\0" + sixth + pictures.exif(6)[6:])
+    )
+    marked = pictures.with_segments(plain, pictures.jpeg_segment(0xE1, pictures.exif(6)))
+    assert np.array_equal(pixels_of(turned), pixels_of(marked))
+    cut = pictures.jpeg_segment(0xE1, pictures.exif(6)[: 6 + 8 + 2 + 10])
+    assert np.array_equal(pixels_of(pictures.with_segments(plain, cut)), pixels_of(plain))
