@@ -17,7 +17,7 @@ _GZIP = b"\x1f\x8b"
 
 
 class Unpacker:
-    """The body of an answer with these Content-Encodings, whether or not it is compressed as they say.
+    """The body of an answer with these Content-Encodings.
 
     Whether all of it came is for the decoder to say: servers leave out what follows the compressed data.
     """
@@ -54,12 +54,13 @@ class Unpacker:
     def _begin(self, chunk: bytes) -> None:
         """By the first `chunk`."""
         self._begun = True
-        if self._is_image(chunk):
-            self._zlib = None
-        elif len(self._compressions) > 1 or self._compressions[0] not in _UNPACKED:
+        if len(self._compressions) > 1 or self._compressions[0] not in _UNPACKED:
+            if self._is_image(chunk):  # clients that do not know the coding take it as it is
+                self._zlib = None
+                return
             codings = ", ".join(self._compressions)
             raise _failure(f"compressed its answer ({codings}), which was not asked for")
-        elif self._compressions == ["deflate"] and not _begins_zlib(chunk):
+        if self._compressions == ["deflate"] and not _begins_zlib(chunk):
             self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)  # without zlib's head, as old servers send it
 
 
