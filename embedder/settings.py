@@ -35,8 +35,6 @@ class SettingError(ValueError):
 
     def __init__(self, variable: str, value: str, takes: str) -> None:
         self.variable = variable
-        self.value = value
-        self.takes = takes
         super().__init__(f"{variable}={value!r} can't be used: it takes {takes}")
 
 
@@ -103,19 +101,19 @@ def _one_of(*values: str) -> Kind[str]:
     return Kind(_matching("|".join(values)), " or ".join(values))
 
 
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
+def _several(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def parse_all(text: str) -> tuple[T, ...]:
+        items = tuple(parse(item.strip()) for item in text.split(",") if item.strip())
+        if text and not items:  # "$HOSTS,$MORE" with both unset must not mean any host, nor "$KEY," no key
+            raise ValueError(text)
+        return items
 
-
-def _host_globs(text: str) -> tuple[str, ...]:
-    globs = tuple(_host_glob(item.lower()) for item in _items(text))
-    if text and not globs:  # "$HOSTS,$MORE" with both unset must not mean any host
-        raise ValueError(text)
-    return globs
+    return parse_all
 
 
 def _host_glob(text: str) -> str:
     """One that some host of a URL can match: without a port, and an IPv6 address as Python writes it."""
+    text = text.lower()
     if ":" in text:
         return _ipv6_glob(text)
     name = text.removesuffix(".")
@@ -135,25 +133,10 @@ def _ipv6_glob(text: str) -> str:
     return text
 
 
-def _ports(text: str) -> frozenset[int]:
-    ports = frozenset(_PORT.parse(item) for item in _items(text))
-    if not ports:
-        raise ValueError(text)
-    return ports
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+def _network(text: str) -> IPv4Network | IPv6Network:
     if "%" in text:  # a zone, which ip_network would drop
         raise ValueError(text)
-    return tuple(ip_network(item) for item in _items(text))
-
-
-def _keys(text: str) -> tuple[str, ...]:
-    key = _matching(r"[!-+\--~]{16,256}")  # printable ASCII without blanks and commas
-    keys = tuple(key(item) for item in _items(text))
-    if text and not keys:  # "$KEY" that is unset, among commas, must not mean no key
-        raise ValueError(text)
-    return keys
+    return ip_network(text)
 
 
 def _proxy(text: str) -> str:
@@ -166,28 +149,26 @@ def _proxy(text: str) -> str:
     return text
 
 
-def _open_routes(text: str) -> frozenset[str]:
-    route = _matching("docs|info|metrics")
-    return frozenset(route(item) for item in _items(text))
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    names = tuple(_matching("[a-z0-9]+")(item.lower()) for item in _items(text))
-    if text and not names:  # as for hosts
-        raise ValueError(text)
-    return names
-
-
 _PORT = _whole(1, 65535)
-_PORTS = Kind(_ports, "port numbers separated by commas")
-_HOSTS = Kind(_host_globs, "host names separated by commas; `*` stands for any characters")
+_PORTS = Kind(lambda text: frozenset(_several(_PORT.parse)(text)), "port numbers separated by commas")
+_HOSTS = Kind(_several(_host_glob), "host names separated by commas; `*` stands for any characters")
 _NETWORKS = Kind(
-    _networks, "networks like 10.1.0.0/16 or fd00::/8, separated by commas, with no bit set after the prefix"
+    _several(_network),
+    "networks like 10.1.0.0/16 or fd00::/8, separated by commas, with no bit set after the prefix",
 )
 _PROXY = Kind(_proxy, "`http://host:port`, also with `user:password@` before the host")
-_KEYS = Kind(_keys, "keys of 16 to 256 ASCII characters, without blanks, separated by commas")
-_FORMATS = Kind(_formats, "names of formats separated by commas, like `jpeg,png,webp`")
-_OPEN_ROUTES = Kind(_open_routes, "any of docs, info and metrics, separated by commas")
+_KEYS = Kind(
+    _several(_matching(r"[!-+\--~]{16,256}")),  # printable ASCII without blanks and commas
+    "keys of 16 to 256 ASCII characters, without blanks, separated by commas",
+)
+_FORMATS = Kind(
+    _several(lambda text: _matching("[a-z0-9]+")(text.lower())),
+    "names of formats separated by commas, like `jpeg,png,webp`",
+)
+_OPEN_ROUTES = Kind(
+    lambda text: frozenset(_several(_matching("docs|info|metrics"))(text)),
+    "any of docs, info and metrics, separated by commas",
+)
 _MODEL_TAG = Kind(
     _matching(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9][a-z0-9._-]{0,62}"),
     "a tag of BentoML's model store, `name:version` or `name:latest`",

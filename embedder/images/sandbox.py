@@ -59,24 +59,18 @@ def close_doors(*, threads: bool = False) -> None:
 
     A codec that can't do without `threads` may start them.
     """
-    limits = [
-        resource.RLIMIT_CORE,
-        resource.RLIMIT_FSIZE,
-        resource.RLIMIT_NOFILE,
-    ]  # descriptors that it has stay
-    if not threads:
-        limits.append(resource.RLIMIT_NPROC)  # root may all the same, but for the filter
-    for limit in limits:
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):  # open ones stay
         resource.setrlimit(limit, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # others of the same user can't read its memory
+    if not threads:
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # root may all the same, but for the filter
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # others of the same user can't read its memory
 
 
-def filter_calls(*, threads: bool = False) -> bool:
-    """Let every system call fail but those that decoding takes. Returns whether that could be had."""
+def filter_calls(*, threads: bool = False) -> None:
+    """Let every system call fail but those that decoding takes, where the kernel can be told."""
     known = _CALLS.get(platform.machine())
     if known is None:
-        return False
+        return
     architecture, calls, of_threads = known
     steps = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUALS, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     steps += [(_LOAD, 0, 0, _NUMBER)]
@@ -92,10 +86,9 @@ def filter_calls(*, threads: bool = False) -> bool:
     steps += [(_RETURN, 0, 0, _FAIL | errno.EPERM)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        return False
-    return bool(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) == 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
 
 
 def limit_picture(*, address_space: int, cpu_s: int, wall_s: int) -> None:
@@ -103,13 +96,10 @@ def limit_picture(*, address_space: int, cpu_s: int, wall_s: int) -> None:
 
     The process ends when it has used up the time.
     """
-    _soften(resource.RLIMIT_AS, address_space)
-    _soften(resource.RLIMIT_CPU, int(time.process_time()) + 1 + cpu_s)
+    cpu_until_s = int(time.process_time()) + 1 + cpu_s
+    for limit, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CPU, cpu_until_s)):
+        hard = resource.getrlimit(limit)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        with suppress(ValueError):
+            resource.setrlimit(limit, (soft, hard))
     signal.setitimer(signal.ITIMER_REAL, wall_s)
-
-
-def _soften(limit: int, value: int) -> None:
-    hard = resource.getrlimit(limit)[1]
-    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    with suppress(ValueError):
-        resource.setrlimit(limit, (soft, hard))

@@ -6,6 +6,8 @@ with the object, so that a rate sees their first event too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from embedder.errors import codes
@@ -62,67 +64,37 @@ class Metrics:
             registry=registry,
         )
 
-        self.images = Counter(
-            "embedder_images",
-            "Images that were answered, with an embedding or with an error.",
-            registry=registry,
-        )
-        self.image_errors = Counter(
-            "embedder_image_errors",
-            "Images that were answered with an error, by its code, alone or in a batch.",
-            ["code"],
-            registry=registry,
-        )
-        self.request_errors = Counter(
-            "embedder_request_errors",
-            "Requests that were answered with an error status, by the code in the answer.",
-            ["code"],
-            registry=registry,
-        )
-        for code in codes():
-            self.image_errors.labels(code)
-            self.request_errors.labels(code)
-        self.fetch_failures = Counter(
-            "embedder_fetch_failures",
-            "Downloads that failed, by the reason, which clients are not told where it would tell them about the "
-            "network that the service is in.",
-            ["reason"],
-            registry=registry,
-        )
-        for reason in FETCH_FAILURES:
-            self.fetch_failures.labels(reason)
+        def counter(name: str, text: str, label: str = "", values: Iterable[str] = ()) -> Counter:
+            made = Counter(f"embedder_{name}", text, [label] if label else [], registry=registry)
+            for value in values:
+                made.labels(value)
+            return made
 
-        self.cache_hits = Counter(
-            "embedder_cache_hits",
-            "Images whose embedding was known from the same bytes before: not decoded, not encoded.",
-            registry=registry,
+        self.images = counter("images", "Images that were answered, with an embedding or with an error.")
+        said = "Images that were answered with an error, by its code, alone or in a batch."
+        self.image_errors = counter("image_errors", said, "code", codes())
+        said = "Requests that were answered with an error status, by the code in the answer."
+        self.request_errors = counter("request_errors", said, "code", codes())
+        said = (
+            "Downloads that failed, by the reason, which clients are not told where it would tell them about the "
+            "network that the service is in."
         )
-        self.cache_misses = Counter(
-            "embedder_cache_misses",
-            "Images whose bytes were not known. Counted only where embeddings are kept.",
-            registry=registry,
-        )
-        self.decoders_lost = Counter(
-            "embedder_decoders_lost",
+        self.fetch_failures = counter("fetch_failures", said, "reason", FETCH_FAILURES)
+        said = "Images whose embedding was known from the same bytes before: not decoded, not encoded."
+        self.cache_hits = counter("cache_hits", said)
+        said = "Images whose bytes were not known. Counted only where embeddings are kept."
+        self.cache_misses = counter("cache_misses", said)
+        said = (
             "Decoding processes that ended and were replaced: of themselves (death), or because a picture took too "
-            "long (time).",
-            ["cause"],
-            registry=registry,
+            "long (time)."
         )
-        for cause in ("death", "time"):
-            self.decoders_lost.labels(cause)
-        self.shared_fetches = Counter(
-            "embedder_shared_fetches",
-            "Images that were not fetched, because the same URL was being fetched already.",
-            registry=registry,
-        )
+        self.decoders_lost = counter("decoders_lost", said, "cause", ("death", "time"))
+        said = "Images that were not fetched, because the same URL was being fetched already."
+        self.shared_fetches = counter("shared_fetches", said)
 
         # These three are written once a second by each worker: `worker_gauges.py`.
         self.in_flight_images = Gauge(
-            "embedder_in_flight_images",
-            "Images in work.",
-            multiprocess_mode="livesum",
-            registry=registry,
+            "embedder_in_flight_images", "Images in work.", multiprocess_mode="livesum", registry=registry
         )
         self.in_flight_bytes = Gauge(
             "embedder_in_flight_bytes",

@@ -33,7 +33,5 @@ def started_threads(count: int, name: str) -> ThreadPoolExecutor:
 
 
 def _be_nice() -> None:
-    with suppress(OSError):  # where that is forbidden, nothing is lost but this
-        os.setpriority(
-            os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-        )  # 0: of this thread only
+    with suppress(OSError):  # where that is forbidden, nothing is lost but this; 0: of this thread only
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
