@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from starlette.requests import Request
 from yarl import URL
@@ -92,7 +93,11 @@ def _read(text: str) -> None:
     except (URLNotAllowed, ImageTooLarge):
         return
     assert len(carried) <= MAX_DATA_BYTES
-    assert carried == forgiving_base64(unquote(text.partition(",")[2]))
+    head, _, body = text.partition("#")[0].partition(",")
+    if re.search("; *base64 *$", head, re.IGNORECASE):
+        assert carried == forgiving_base64(unquote(body))
+    else:
+        assert carried == unquote_to_bytes(body)
 
 
 def body(data: bytes) -> None:
