@@ -588,7 +588,7 @@ def test_a_batch_that_there_is_no_memory_for_is_told_so(
         assert _is_right(server, origin)
         (worker,) = server.workers()
         mapped = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.prlimit(worker, resource.RLIMIT_AS, (mapped + 1_000_000, resource.RLIM_INFINITY))
+        resource.prlimit(worker, resource.RLIMIT_AS, (mapped + 6_000_000, resource.RLIM_INFINITY))
         for _ in range(8):
             answer = server.post("/embed_batch", {"urls": urls})
             if answer.status_code != 200:  # sometimes there is room for it in what the worker once had
