@@ -332,17 +332,17 @@ def _jpeg_pixels(image: ImageFile, data: bytes, reduction: int) -> ImageFile:
     Without its end marker a JPEG is whole when decoders need nothing of what follows its last scan: so it is
     decoded with two different endings, which must not show.
     """
-    ends = data.endswith(_JPEG_END)
-    if not ends:
-        end = _jpeg_end(data)
-        ends = data.startswith(_JPEG_END, end)
-    if ends:
+    if data.endswith(_JPEG_END):
         try:
             return _reduced(image, len(data), reduction)
         except OSError:
-            end = _jpeg_end(data)  # that may have been the end of another file, behind this one
-            if data.startswith(_JPEG_END, end):
+            end = _jpeg_end(data)
+            if data.startswith(_JPEG_END, end):  # otherwise it was the end of another file, behind this one
                 raise
+    else:
+        end = _jpeg_end(data)
+        if data.startswith(_JPEG_END, end):
+            return _reduced(image, len(data), reduction)
     coded = data[:end].rstrip(b"\0") + bytes(8)  # zeros may also be what a download was to fill
     image, other = (
         _reduced(JpegImageFile(io.BytesIO(coded + ending + _JPEG_END)), len(coded), reduction)

@@ -30,7 +30,7 @@ class EmbedRequest(BaseModel):
     """One image."""
 
     url: str = Field(
-        description="Where the image is: http(s), or a base64 `data:` URL that carries the image itself.",
+        description="Where the image is: http(s), or a `data:` URL that carries the image itself.",
         examples=[EXAMPLE_URL],
         json_schema_extra={"format": "uri"},
     )

@@ -35,7 +35,7 @@ class EmbedBatchRequest(BaseModel):
     """Some images."""
 
     urls: list[str] = Field(
-        description="Where the images are: http(s), or base64 `data:` URLs that carry the images themselves.",
+        description="Where the images are: http(s), or `data:` URLs that carry the images themselves.",
         examples=[[EXAMPLE_URL]],
     )
     details: bool = Field(default=False, description="Whether to say what each image is, under `images`.")
