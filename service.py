@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 
@@ -22,18 +23,16 @@ from embedder.errors import Draining
 from embedder.http import bentoml_private
 from embedder.http.admission import Admission
 from embedder.http.api_keys import APIKeys
-from embedder.http.bentoml_io import route
+from embedder.http.bentoml_io import api
 from embedder.http.body import BODY_TIMEOUT_S
-from embedder.http.dialects import Dialect, Json
-from embedder.http.dialects.embed import Embed
-from embedder.http.dialects.embed_batch import EmbedBatch
+from embedder.http.cors import cors
+from embedder.http.dialects import Dialect, Json, embed, embed_batch, openai, tei, texts, upload, weaviate
 from embedder.http.gate import Gate, Routes
 from embedder.http.openapi import openapi_document
-from embedder.http.pages import pages
+from embedder.http.pages import model_paths, pages
 from embedder.http.uvicorn_private import Connection
 from embedder.metrics.measures import Metrics
-from embedder.metrics.worker_gauges import WorkerGauges
-from embedder.model.encoder import Embeddings, Pixels
+from embedder.metrics.worker_gauges import report
 from embedder.runtime.file_limits import raise_descriptor_limit
 from embedder.runtime.memory import spare_address_space
 from embedder.runtime.shutdown import Shutdown
@@ -55,12 +54,8 @@ metrics_folder = bentoml_private.metrics_folder()  # the workers of one server h
 cores_file = metrics_folder / f"cores-{os.getppid()}" if metrics_folder else None
 engine = Engine(settings, metrics=Metrics(REGISTRY), cores_file=cores_file)
 shutdown = Shutdown(limit_s=REQUEST_TIMEOUT_S + 5)  # the last requests are still to be answered
-worker_gauges = WorkerGauges(
-    engine.metrics,
-    in_flight_images=lambda: engine.pipeline.in_flight_images,
-    in_flight_bytes=lambda: engine.byte_budget.total_bytes,
-    folder=metrics_folder,
-)
+# Those that have strings for images, and several of them. Of the model nothing is known while this file is imported.
+of_texts = (lambda: engine.spec, settings.max_inputs, texts.Texts(settings.probe_inputs))
 
 
 class EmbedderService(bentoml_private.GatedService):
@@ -68,15 +63,15 @@ class EmbedderService(bentoml_private.GatedService):
 
     @staticmethod
     def gated(app: Starlette, dialects: list[Dialect]) -> ASGIApp:
-        return Gate(
-            bentoml_private.within_cors(app, Admission(app, check_room=check_room)),
-            Routes(dialects, bentoml_private.docs_assets()),
+        gate = Gate(
+            Admission(app, check_room=check_room),
+            Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec)),
             keys=APIKeys(settings.api_keys),
             metrics=engine.metrics,
             timeout_s=REQUEST_TIMEOUT_S,
             open_routes=settings.open_routes,
-            answers_preflight=bentoml_private.answers_preflight(),
         )
+        return bentoml_private.within_cors(app, gate)
 
     @staticmethod
     def document(base: Json, dialects: list[Dialect]) -> Json:
@@ -100,7 +95,7 @@ def health() -> str:
     name="image_embedder",
     service_class=EmbedderService,
     workers=settings.workers,
-    http={"port": settings.port},
+    http={"port": settings.port, **cors(settings.cors_origins)},
     logging={"access": {"enabled": False}},
     traffic={"timeout": REQUEST_TIMEOUT_S},
 )
@@ -124,7 +119,11 @@ class ImageEmbedder:
     async def start(self) -> None:
         raise_descriptor_limit()
         await engine.start()
-        worker_gauges.start()
+        gauges = {
+            "in_flight_images": lambda: engine.pipeline.in_flight_images,
+            "in_flight_bytes": lambda: engine.byte_budget.total_bytes,
+        }
+        self.reporting = asyncio.create_task(report(engine.metrics, folder=metrics_folder, **gauges))
         shutdown.install()
         # What is there by now stays: collecting it took a fifth of the event loop's time.
         gc.collect()
@@ -132,18 +131,19 @@ class ImageEmbedder:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        worker_gauges.close()
+        self.reporting.cancel()
         await engine.close()
 
     async def __is_ready__(self) -> bool:
         return health() == "healthy"
 
-    @bentoml.api(**route(Embed(), engine))
-    async def embed(self, pixels: Pixels) -> Embeddings:
-        """The embedding of one image."""
-        return await engine.encode(pixels)
-
-    @bentoml.api(**route(EmbedBatch(max_urls=settings.max_urls), engine))
-    async def embed_batch(self, pixels: Pixels) -> Embeddings:
-        """The embeddings of many images, an embedding or null for each, in their order."""
-        return await engine.encode(pixels)
+    embed = api(engine, "embed", embed.Embed(), tei.TEI(*of_texts), upload.Upload())
+    embed_batch = api(
+        engine,
+        "embed_batch",
+        embed_batch.EmbedBatch(settings.max_urls),
+        upload.UploadBatch(settings.max_urls),
+    )
+    embeddings = api(engine, "embeddings", openai.OpenAI(*of_texts))
+    vectors = api(engine, "vectors", weaviate.Vectors())
+    vectorize = api(engine, "vectorize", weaviate.Vectorize(settings.max_inputs))

@@ -24,6 +24,7 @@ from embedder import __version__
 from embedder.cache import EmbeddingCache
 from embedder.errors import EmbedderError, InternalError, Overloaded, megabytes
 from embedder.fetch.addresses import AddressPolicy
+from embedder.fetch.data_url import Base64
 from embedder.fetch.dialling import OwnAddressesUnknown, check_own_addresses_are_known
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
@@ -43,7 +44,7 @@ from embedder.runtime.memory import mappable_bytes
 from embedder.runtime.threads import started_threads
 from embedder.settings import Settings, later_mapped_bytes
 
-__all__ = ["Engine", "Result", "Source", "StartError"]
+__all__ = ["Base64", "Engine", "Result", "Source", "StartError"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,18 @@ RETRY_S = 1.0
 # An image that finds no room is tried again: the images that have the room are done in seconds.
 MAX_TRIES = 60
 _MAX_LATENCY_S = 600.0
+
+
+SHARED_WINDOW = 32
+"""How many of a request's images are in work at once where it has many: enough to hide the time of downloads."""
+
+
+class _Share:
+    """What a request of many images may have at once of what others want too: as much as a few requests of one."""
+
+    def __init__(self) -> None:
+        self.decoding = asyncio.Semaphore(2)
+        self.encoding = asyncio.Semaphore(2)
 
 
 class StartError(Exception):
@@ -222,22 +235,28 @@ class Engine:
         """One result for each source, in their order, however many there are. Raises nothing for a source."""
         return [result async for result in self.stream(sources)]
 
-    async def stream(self, sources: Iterable[Source]) -> AsyncIterator[Result]:
+    async def stream(
+        self, sources: Iterable[Source], *, hashed: bool = True, shared: bool = False
+    ) -> AsyncIterator[Result]:
         """The results, in the order of `sources`, as they come.
 
         As many are in work at once as the budget of bytes has room for the largest image, and at most
-        `max_in_flight_images`. `sources` is read that far ahead and no further.
+        `max_in_flight_images`. `sources` is read that far ahead and no further. Where the engine is `shared`
+        with others, it is SHARED_WINDOW, of which few are decoded or wait for the network.
         """
         settings = self.settings
         window = min(
-            settings.max_in_flight_images, max(1, settings.max_in_flight_bytes // settings.max_image_bytes)
+            SHARED_WINDOW if shared else settings.max_in_flight_images,
+            settings.max_in_flight_images,
+            max(1, settings.max_in_flight_bytes // settings.max_image_bytes),
         )
+        share = _Share() if shared else None
         tasks: deque[asyncio.Task[Result]] = deque()
         try:
             for source in sources:
                 if len(tasks) == window:
                     yield await tasks.popleft()
-                tasks.append(asyncio.create_task(self._result(source)))
+                tasks.append(asyncio.create_task(self._result(source, hashed, share)))
             while tasks:
                 yield await tasks.popleft()
         finally:
@@ -265,20 +284,26 @@ class Engine:
         finally:
             self._cores.give_back(taken)
 
-    async def _result(self, source: Source) -> Result:
-        result = await self._try(source)
+    async def _result(self, source: Source, hashed: bool, share: _Share | None) -> Result:
+        result = await self._try(source, hashed, share)
         for _ in range(MAX_TRIES - 1):
             if not isinstance(result.error, Overloaded):
                 break
             await asyncio.sleep(RETRY_S)
-            result = await self._try(source)
+            result = await self._try(source, hashed, share)
         return result
 
-    async def _try(self, source: Source) -> Result:
+    async def _try(self, source: Source, hashed: bool, share: _Share | None) -> Result:
         try:
             with self.pipeline.places(1):
-                (outcome,) = await self.pipeline.outcomes([source], hashed=True)
-                return outcome if isinstance(outcome, Result) else await self._encoded(outcome)
+                decoding = None if share is None else share.decoding
+                (outcome,) = await self.pipeline.outcomes([source], hashed=hashed, decoding=decoding)
+                if isinstance(outcome, Result):
+                    return outcome
+                if share is None:
+                    return await self._encoded(outcome)
+                async with share.encoding:
+                    return await self._encoded(outcome)
         except EmbedderError as error:
             return Result(error=error)
         except Exception:  # the network failed, for the whole batch

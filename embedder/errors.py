@@ -8,6 +8,8 @@ EmbedderError
 │   ├── MethodNotAllowed       405  method_not_allowed
 │   ├── BodyTooLarge           413  body_too_large
 │   ├── UnsupportedMediaType   415  unsupported_media_type
+│   ├── TextNotSupported       400  text_not_supported
+│   ├── ModelMismatch          409  model_mismatch
 │   ├── URLNotAllowed          422  url_not_allowed
 │   ├── ImageTooLarge          422  image_too_large
 │   ├── TooManyPixels          422  too_many_pixels
@@ -16,10 +18,11 @@ EmbedderError
 ├── OriginError            the origin's: the same request may work later
 │   ├── FetchFailed            424  fetch_failed
 │   └── FetchTimeout           424  fetch_timeout
-└── ServiceError           ours
-    ├── Overloaded             429  overloaded, with Retry-After
-    ├── Draining               503  draining, with Retry-After
-    └── InternalError          500  internal_error
+├── ServiceError           ours
+│   ├── Overloaded             429  overloaded, with Retry-After
+│   ├── Draining               503  draining, with Retry-After
+│   └── InternalError          500  internal_error
+└── InputError             any of these, of one image that fails all of a request
 
 The sentence, `str(error)`, names limits and actual values. It never names an address that a name resolved to.
 Each dialect renders errors in its own shape; the service's own is `{"error": str(error), "code": error.code}`.
@@ -39,8 +42,8 @@ def megabytes(size: int) -> str:
 class EmbedderError(Exception):
     """A request, or one image of a batch, that gets an error instead of an embedding."""
 
-    code: ClassVar[str]
-    status: ClassVar[int]
+    code: str
+    status: int
     summary: ClassVar[str]
     """One clause for the API's documentation: when this is answered."""
 
@@ -105,17 +108,39 @@ class UnsupportedMediaType(RequestError):
     summary = "the body has a Content-Type that the route does not take, or is compressed"
 
     def __init__(
-        self, media_type: str, *, takes: str = "application/json", encoding: str | None = None
+        self, media_type: str, *, takes: Sequence[str] = ("application/json",), encoding: str | None = None
     ) -> None:
         self.media_type = media_type
-        self.takes = takes
+        self.takes = tuple(takes)
         self.encoding = encoding
         super().__init__(
-            f"the body's Content-Type is {media_type[:100]!r}; send {takes} "
-            f"(curl: -H 'Content-Type: {takes}')"
+            f"the body's Content-Type is {media_type[:100]!r}; send {' or '.join(takes)} "
+            f"(curl: -H 'Content-Type: {takes[0]}')"
             if encoding is None
             else f"the body's Content-Encoding is {encoding[:100]!r}; send it without one"
         )
+
+
+class TextNotSupported(RequestError):
+    code = "text_not_supported"
+    status = 400
+    summary = "an input is text, and no URL of an image"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is text, and this model embeds images: send a URL, a data: URL, or an image in base64"
+        )
+
+
+class ModelMismatch(RequestError):
+    code = "model_mismatch"
+    status = 409
+    summary = "the request expects another model than the one that is served"
+
+    def __init__(self, *, expected: str, served: str) -> None:
+        self.expected = expected
+        self.served = served
+        super().__init__(f"the request expects the model {expected[:100]!r}; served is {served}")
 
 
 class URLNotAllowed(RequestError):
@@ -217,6 +242,17 @@ class InternalError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("internal error; the service's log has the details")
+
+
+class InputError(EmbedderError):
+    """One image of a request, which fails all of it."""
+
+    def __init__(self, cause: EmbedderError, param: str) -> None:
+        self.cause = cause
+        self.param = param
+        """What the request calls it."""
+        self.code, self.status = cause.code, cause.status
+        super().__init__(str(cause))
 
 
 def bare(error: EmbedderError) -> EmbedderError:

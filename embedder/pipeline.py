@@ -4,7 +4,7 @@
                    │               │                      │
               Overloaded      OriginError         RequestError, Overloaded    (values, one a source)
 
-A source is an http(s) URL, a `data:` URL that carries the image itself, or the bytes of an image file.
+A source is an http(s) URL, a `data:` URL that carries the image itself, or an image's file: bytes, or base64.
 Everything waits here and everything fails here, so that nothing does once images share a batch.
 """
 
@@ -15,18 +15,18 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from time import perf_counter
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.cache import EmbeddingCache
 from embedder.errors import EmbedderError, ImageTooLarge, InternalError, InvalidRequest, Overloaded, bare
-from embedder.fetch.data_url import is_data_url, read_data_url
+from embedder.fetch.data_url import Base64, is_data_url, read_base64, read_data_url
 from embedder.fetch.fetcher import Fetcher
 from embedder.images.decoders import Decoders, File
 from embedder.metrics.measures import Metrics
@@ -43,8 +43,8 @@ SLOW_FETCH_S = 0.25
 # More of a file or text is read on a thread. It takes 0.2 ms.
 INLINE_BYTES = 262_144
 
-Source: TypeAlias = str | bytes
-"""A URL, or the bytes of an image file."""
+Source: TypeAlias = str | bytes | Base64
+"""A URL, or an image's file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,11 @@ class DecodedImage:
 
 
 Outcome: TypeAlias = DecodedImage | Result
+
+
+class _How(NamedTuple):
+    hashed: bool
+    decoding: asyncio.Semaphore | None
 
 
 @dataclass(eq=False)
@@ -127,16 +132,21 @@ class Pipeline:
         finally:
             self.in_flight_images -= count
 
-    async def outcomes(self, sources: Sequence[Source], *, hashed: bool = False) -> list[Outcome]:
+    async def outcomes(
+        self, sources: Sequence[Source], *, hashed: bool = False, decoding: asyncio.Semaphore | None = None
+    ) -> list[Outcome]:
         """One outcome for each source, in their order; the same `DecodedImage` for the same URL.
 
         Each has its file's sha256 where it is `hashed`, or where embeddings are kept by it. That takes 0.7 ms a MB.
 
+        They are decoded in the `decoding` turns of whoever asks, if it has any.
+
         Hold their `places` until what becomes of them is out of memory.
         """
+        how = _How(hashed, decoding)
         if len(sources) == 1:
-            return [await self._outcome(sources[0], hashed)]
-        return list(await asyncio.gather(*(self._outcome(source, hashed) for source in sources)))
+            return [await self._outcome(sources[0], how)]
+        return list(await asyncio.gather(*(self._outcome(source, how) for source in sources)))
 
     def remember(self, image: DecodedImage, embedding: Embedding) -> None:
         """Keep the `embedding` that the network made of `image`."""
@@ -153,26 +163,28 @@ class Pipeline:
                 f"no room for {count} more now"
             )
 
-    async def _outcome(self, source: Source, hashed: bool) -> Outcome:
+    async def _outcome(self, source: Source, how: _How) -> Outcome:
         if isinstance(source, bytes):
-            return await self._as_value(lambda lease: self._of_bytes(source, hashed, lease))
+            return await self._as_value(lambda lease: self._of_bytes(source, how, lease))
+        if isinstance(source, Base64):
+            return await self._as_value(lambda lease: self._of_base64(source, how, lease))
         if not isinstance(source, str):  # as a column of a table may have it
             return Result(error=InvalidRequest("the source is neither a URL nor the bytes of a file"))
         url = source.strip()
         if is_data_url(url):
-            return await self._as_value(lambda lease: self._of_data_url(url, hashed, lease))
-        return await self._of_shared_url(url, hashed)
+            return await self._as_value(lambda lease: self._of_data_url(url, how, lease))
+        return await self._of_shared_url(url, how)
 
-    async def _of_shared_url(self, url: str, hashed: bool) -> Outcome:
+    async def _of_shared_url(self, url: str, how: _How) -> Outcome:
         """The outcome for `url`, fetched once for all that ask while the fetch is under way.
 
         It ends when the last of them is cancelled.
         """
-        key = url, hashed
+        key = url, how.hashed
         flight = self._flights.get(key)
         if flight is None:
             task = asyncio.get_running_loop().create_task(
-                self._as_value(lambda lease: self._of_url(url, hashed, lease))
+                self._as_value(lambda lease: self._of_url(url, how, lease))
             )
             flight = self._flights[key] = _Flight(task)
             task.add_done_callback(lambda _: self._forget(key, flight))
@@ -203,30 +215,37 @@ class Pipeline:
             logger.exception("an image failed in a way that was not foreseen")
             return Result(error=InternalError())
 
-    async def _of_url(self, url: str, hashed: bool, lease: Lease) -> Outcome:
-        flight = self._flights[url, hashed]
+    async def _of_url(self, url: str, how: _How, lease: Lease) -> Outcome:
+        flight = self._flights[url, how.hashed]
         began_s = perf_counter()
         self._fetching_since_s[flight] = asyncio.get_running_loop().time()
         try:
             file = File(await self._fetcher.fetch(url, lease))
         finally:
             del self._fetching_since_s[flight]
-        return await self._decoded(file, hashed, {"fetch": perf_counter() - began_s})
+        return await self._decoded(file, how, {"fetch": perf_counter() - began_s})
 
-    async def _of_data_url(self, url: str, hashed: bool, lease: Lease) -> Outcome:
+    async def _of_data_url(self, url: str, how: _How, lease: Lease) -> Outcome:
         lease.add(len(url))
         file = File(await self._read(lambda: read_data_url(url, max_bytes=self._max_image_bytes), len(url)))
-        return await self._decoded(file, hashed, {})
+        return await self._decoded(file, how, {})
 
-    async def _of_bytes(self, data: bytes, hashed: bool, lease: Lease) -> Outcome:
+    async def _of_base64(self, source: Base64, how: _How, lease: Lease) -> Outcome:
+        lease.add(len(source.text))
+        data = await self._read(
+            lambda: read_base64(source, max_bytes=self._max_image_bytes), len(source.text)
+        )
+        return await self._decoded(File(data), how, {})
+
+    async def _of_bytes(self, data: bytes, how: _How, lease: Lease) -> Outcome:
         lease.add(len(data))
         if len(data) > self._max_image_bytes:
             raise ImageTooLarge(limit_bytes=self._max_image_bytes, actual_bytes=len(data))
-        return await self._decoded(File(data), hashed, {})
+        return await self._decoded(File(data), how, {})
 
-    async def _decoded(self, file: File, hashed: bool, timings: dict[str, float]) -> Outcome:
+    async def _decoded(self, file: File, how: _How, timings: dict[str, float]) -> Outcome:
         size, sha256 = len(file.data), None
-        if hashed or self._cache.max_entries:
+        if how.hashed or self._cache.max_entries:
             # No faster, weaker hash: with collisions that can be made, somebody could plant embeddings.
             sha256 = await self._read(lambda: hashlib.sha256(file.data).hexdigest(), size)
             if self._cache.max_entries:
@@ -235,7 +254,8 @@ class Pipeline:
                     self._metrics.cache_hits.inc()
                     return replace(known, timings=timings)
                 self._metrics.cache_misses.inc()
-        picture = await self.decoders.decode(file)
+        async with how.decoding or nullcontext():
+            picture = await self.decoders.decode(file)
         timings |= {"decode_queue": picture.waited_s, "decode": picture.took_s}
         source = Result(None, None, picture.width, picture.height, picture.format, size, sha256, timings)
         return DecodedImage(picture.pixels, source)

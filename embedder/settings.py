@@ -152,6 +152,11 @@ def _proxy(text: str) -> str:
 _PORT = _whole(1, 65535)
 _PORTS = Kind(lambda text: frozenset(_several(_PORT.parse)(text)), "port numbers separated by commas")
 _HOSTS = Kind(_several(_host_glob), "host names separated by commas; `*` stands for any characters")
+_TEXTS = Kind(_several(str), "texts separated by commas")
+_ORIGINS = Kind(
+    _several(_matching(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?|\*")),
+    "origins separated by commas: a scheme, a host in small letters, and a port where it is not the usual one",
+)
 _NETWORKS = Kind(
     _several(_network),
     "networks like 10.1.0.0/16 or fd00::/8, separated by commas, with no bit set after the prefix",
@@ -211,6 +216,11 @@ class Settings:
         "32", _whole(2, 1024), "images that go through the network together, at most"
     )
     max_urls: int = _setting("64", _whole(1, 10000), "URLs in one `/embed_batch` request")
+    max_inputs: int = _setting(
+        "2048",
+        _whole(1, 10000),
+        "images in one request of OpenAI's, TEI's and Weaviate's clients; it goes through in windows",
+    )
     max_body_bytes: int = _setting("32000000", _whole(1000, 1000000000, "bytes"), "bytes of a request's body")
     max_image_bytes: int = _setting(
         "20000000",
@@ -274,6 +284,16 @@ class Settings:
         _PROXY,
         "a proxy for all downloads; it resolves names then, so it must keep private addresses out",
         secret=True,
+    )
+    probe_inputs: tuple[str, ...] = _setting(
+        "",
+        _TEXTS,
+        "words that plug-ins ask the vector of when they are set up, like `check,how big`: they get a grey picture's",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "",
+        _ORIGINS,
+        "origins whose web pages may call the service, like `https://shop.example`, or `*`; empty: none",
     )
     cache_entries: int = _setting(
         "10000",

@@ -29,9 +29,10 @@ GROUPS = {
         "max_batch_size",
         "port",
         "cache_entries",
+        "probe_inputs",
     ),
     "Limits": (
-        *("max_urls", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
+        *("max_urls", "max_inputs", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
         *("max_in_flight_images", "max_in_flight_bytes"),
     ),
     "Decoding": ("formats", "decoders", "max_decoding_bytes", "decode_timeout_s"),
@@ -39,7 +40,7 @@ GROUPS = {
         *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "allowed_hosts", "allowed_ports"),
         *("allowed_networks", "contact", "proxy"),
     ),
-    "Access": ("api_keys", "open_routes"),
+    "Access": ("api_keys", "open_routes", "cors_origins"),
 }
 
 BEGINNING = """\

@@ -18,14 +18,17 @@ from embedder.errors import (
     FetchFailed,
     FetchTimeout,
     ImageTooLarge,
+    InputError,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
+    ModelMismatch,
     NotFound,
     OriginError,
     Overloaded,
     RequestError,
     ServiceError,
+    TextNotSupported,
     TooManyPixels,
     Unauthorized,
     UnsupportedFormat,
@@ -42,6 +45,8 @@ CONTRACT = {
     "method_not_allowed": 405,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "text_not_supported": 400,
+    "model_mismatch": 409,
     "url_not_allowed": 422,
     "image_too_large": 422,
     "too_many_pixels": 422,
@@ -59,7 +64,7 @@ CLASSES = [
     for cls in vars(errors).values()
     if inspect.isclass(cls) and issubclass(cls, EmbedderError) and cls.__module__ == errors.__name__
 ]
-LEAVES = [cls for cls in CLASSES if not cls.__subclasses__()]
+LEAVES = [cls for cls in CLASSES if not cls.__subclasses__() and cls is not InputError]
 
 ONE_OF_EACH: list[EmbedderError] = [
     InvalidRequest("the body is not JSON"),
@@ -68,6 +73,8 @@ ONE_OF_EACH: list[EmbedderError] = [
     MethodNotAllowed(method="PUT", allowed=("GET", "HEAD")),
     BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
     UnsupportedMediaType("text/plain"),
+    TextNotSupported("'cat'"),
+    ModelMismatch(expected="0123456789ab", served="resnet18:1, fingerprint 8a8a8a8a8a8a"),
     URLNotAllowed("the URL has no host"),
     ImageTooLarge(limit_bytes=20_000_000, actual_bytes=25_500_000),
     TooManyPixels(width=30_000, height=20_000, limit_pixels=50_000_000),
@@ -195,3 +202,10 @@ def test_one_byte_over_the_limit_reads_differently_from_the_limit(limit: int) ->
 def test_no_size_above_the_smallest_limit_is_written_with_an_exponent(size: int) -> None:
     # A Content-Length may claim anything; no limit can be set below 1000 bytes.
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)? MB", megabytes(size))
+
+
+def test_an_inputs_error_is_its_causes_and_says_which_input() -> None:
+    for cause in ONE_OF_EACH:
+        error = InputError(cause, "input[3]")
+        assert (str(error), error.code, error.status) == (str(cause), cause.code, cause.status)
+        assert (error.cause, error.param) == (cause, "input[3]")

@@ -386,7 +386,7 @@ async def test_an_image_that_there_is_no_room_for_is_refused_and_leaves_room_for
 @pytest.mark.parametrize("spare", [0, -1])
 @pytest.mark.parametrize("form", [bytes, data_url])
 async def test_what_a_source_carries_is_counted(
-    origin: Origin, photo: bytes, form: Callable[[bytes], Source], spare: int
+    origin: Origin, photo: bytes, form: Callable[[bytes], str | bytes], spare: int
 ) -> None:
     source = form(photo)
     async with started(origin, byte_budget=ByteBudget(len(source) + spare)) as pipeline:

@@ -1,17 +1,25 @@
-"""`data:` URL → the bytes that it carries."""
+"""`data:` URL, or base64 alone → the bytes that it carries."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
+from dataclasses import dataclass, field
 
-from embedder.errors import ImageTooLarge, URLNotAllowed
+from embedder.errors import BadImage, ImageTooLarge, URLNotAllowed
 
 # RFC 2397. The media type is ignored: the bytes say what they are.
 _HEAD = re.compile(r"data:[^,]{0,1000}?(?P<base64>; *base64 *)?,", re.IGNORECASE)
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _BLANKS = b" \t\n\f\r"
+
+
+@dataclass(frozen=True, eq=False)
+class Base64:
+    """An image's file as text."""
+
+    text: str = field(repr=False)
 
 
 def is_data_url(text: str) -> bool:
@@ -21,8 +29,7 @@ def is_data_url(text: str) -> bool:
 def read_data_url(text: str, *, max_bytes: int) -> bytes:
     """The bytes that `text` carries, at most `max_bytes`, as browsers read it. Blocking: milliseconds for megabytes.
 
-    Percent-escapes are undone, a fragment is dropped. Of base64 blanks are skipped and padding may be missing (WHATWG
-    Infra, "forgiving-base64 decode"); the URL-safe alphabet is refused.
+    Percent-escapes are undone, a fragment is dropped.
 
     Raises URLNotAllowed when `text` is not such a URL, ImageTooLarge.
     """
@@ -42,15 +49,31 @@ def read_data_url(text: str, *, max_bytes: int) -> bytes:
         if len(encoded) > max_bytes:
             raise ImageTooLarge(limit_bytes=max_bytes, actual_bytes=len(encoded))
         return encoded
+    try:
+        return _decoded(encoded, max_bytes)
+    except binascii.Error:
+        raise URLNotAllowed("the data: URL is not valid base64") from None
+
+
+def read_base64(source: Base64, *, max_bytes: int) -> bytes:
+    """Its bytes, at most `max_bytes`. Blocking, as above. Raises BadImage and ImageTooLarge."""
+    try:
+        return _decoded(source.text.encode("ascii"), max_bytes)
+    except (binascii.Error, UnicodeEncodeError):
+        raise BadImage("the image is not valid base64") from None
+
+
+def _decoded(encoded: bytes, max_bytes: int) -> bytes:
+    """As browsers do (WHATWG Infra, "forgiving-base64 decode"): blanks are skipped, padding may be missing.
+
+    The URL-safe alphabet is refused. Raises binascii.Error, ImageTooLarge.
+    """
     encoded = encoded.translate(None, _BLANKS)
     if len(encoded) % 4 == 0:
         encoded = encoded.removesuffix(b"=").removesuffix(b"=")
     size = len(encoded) * 3 // 4
     if size > max_bytes:
         raise ImageTooLarge(limit_bytes=max_bytes, actual_bytes=size)
-    try:
-        if b"=" in encoded:
-            raise binascii.Error("excess padding")
-        return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
-    except binascii.Error:
-        raise URLNotAllowed("the data: URL is not valid base64") from None
+    if b"=" in encoded:
+        raise binascii.Error("excess padding")
+    return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)

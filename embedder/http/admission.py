@@ -1,6 +1,6 @@
 """New requests: a few at each turn of the event loop, and none that there is no room for.
 
-    gate ─► CORS ─► its turn ─► room? ─► BentoML's application
+    CORS ─► gate ─► its turn ─► room? ─► BentoML's application
                                  └── Overloaded or Draining, at once
 
 Starting a request takes 0.4 ms. Thousands in one turn of the event loop would block downloads and batches for

@@ -5,7 +5,8 @@
                  dialect.parse, pipeline                            dialect.render
                        └──────────────── outcomes, in the Exchange ──────────┘
 
-So a failure is a value from the moment it happens until it is rendered, and only pixels share a batch.
+So a failure is a value from the moment it happens until it is rendered, and only pixels share a batch. A request of
+many images is done in here, in windows, and has none left for the batcher.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from types import new_class
 from typing import Any, ClassVar
 
@@ -22,17 +24,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from embedder.engine import Engine, Result
-from embedder.errors import EmbedderError, InternalError, Overloaded, bare
-from embedder.http.body import read_body
+from embedder.errors import EmbedderError, InternalError, ModelMismatch, Overloaded, bare
+from embedder.http.body import Body
 from embedder.http.dialects import Dialect, Query
 from embedder.http.exchange import Exchange
 from embedder.model.encoder import Embeddings, Pixels
-from embedder.pipeline import DecodedImage, Outcome
+from embedder.pipeline import DecodedImage, Outcome, Source
+from embedder.runtime.byte_budget import Lease
 
 logger = logging.getLogger(__name__)
 
 MODEL_HEADER = "X-Embedding-Model"
 FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
+EXPECT_HEADER = "X-Expect-Model"
+
+AT_ONCE = 64
+"""A request of more images goes through in windows."""
+MAX_JSON_VALUES = 131_072
+"""Of a body, and 64 more for each image: commas stand in URLs too, and clients add fields of their own."""
 
 
 @dataclass(frozen=True)
@@ -46,32 +55,43 @@ class _Arguments:
     model_fields: ClassVar[tuple[str, ...]] = ("pixels",)
 
 
-def route(dialect: Dialect, engine: Engine) -> dict[str, Any]:  # Any: BentoML's SDK ships no types
-    """The arguments of `@bentoml.api` for a method that encodes what `dialect` is asked for."""
+def api(engine: Engine, name: str, *dialects: Dialect) -> Any:  # Any: BentoML's SDK ships no types
+    """BentoML's method of that name, which encodes what is asked for in `dialects`, all of one path."""
+
+    async def encode(self: object, pixels: Pixels) -> Embeddings:
+        return await engine.encode(pixels)
+
+    encode.__name__ = name
+    return bentoml.api(**route(engine, *dialects))(encode)
+
+
+def route(engine: Engine, *dialects: Dialect) -> dict[str, Any]:  # Any: BentoML's SDK ships no types
+    """The arguments of `@bentoml.api` for a method that encodes what `dialects`, all of one path, are asked for."""
     return {
-        "route": dialect.path,
+        "route": dialects[0].paths[0],
         "batchable": True,
         "max_batch_size": engine.settings.max_batch_size,
-        "input_spec": _input_spec(dialect, engine),
-        "output_spec": _output_spec(dialect, engine),
+        "input_spec": _input_spec(dialects, engine),
+        "output_spec": _output_spec(dialects, engine),
     }
 
 
-def _input_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as above
+def _input_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # Any: as above
     async def from_http_request(cls: type, request: Request, serde: object) -> _Arguments:
         """Never raises: what goes wrong is kept for the answer."""
         exchange = Exchange.of(request.scope)
-        exchange.outcomes = await _outcomes(exchange, request, dialect, engine)
+        exchange.outcomes = await _outcomes(exchange, request, engine)
+        exchange.decoded_s = perf_counter()
         try:
             return _Arguments(_stacked(_images(exchange.outcomes), engine))
         except MemoryError:  # what other requests hold is about to be freed
             exchange.outcomes = Overloaded("there is no memory for the request now")
             return _Arguments(engine.encoder.no_pixels())
 
-    return _spec(dialect, dialect.request_model, from_http_request=classmethod(from_http_request))
+    return _spec(dialects, dialects[0].request_model, from_http_request=classmethod(from_http_request))
 
 
-def _output_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as above
+def _output_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # Any: as above
     async def to_http_response(cls: type, embeddings: Embeddings, serde: object) -> Response:
         """The answer, from float32 (k, dimension): the embeddings of the request's k images."""
         exchange = Exchange.of(bentoml.Context().request.scope)
@@ -79,7 +99,8 @@ def _output_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as abov
             if isinstance(exchange.outcomes, EmbedderError):
                 raise exchange.outcomes
             results = _results(exchange.outcomes, embeddings, engine)
-            reply = dialect.render(exchange.query, results)
+            assert exchange.dialect is not None  # noqa: S101 - there are outcomes
+            reply = exchange.dialect.render(exchange.query, results)
         except EmbedderError as error:
             return exchange.error_response(error)
         except MemoryError:  # what other requests hold is about to be freed
@@ -87,18 +108,20 @@ def _output_spec(dialect: Dialect, engine: Engine) -> type[Any]:  # Any: as abov
         response = exchange.response(reply)
         response.headers[MODEL_HEADER] = engine.spec.tag
         response.headers[FINGERPRINT_HEADER] = engine.spec.fingerprint
+        if len(results) == 1:
+            response.headers["Server-Timing"] = exchange.server_timing(results[0])
         return response
 
-    return _spec(dialect, dialect.response_model, to_http_response=classmethod(to_http_response))
+    return _spec(dialects, dialects[0].response_model, to_http_response=classmethod(to_http_response))
 
 
-def _spec(dialect: Dialect, model: type[Any], **methods: object) -> type[Any]:  # Any: as above
-    """`model` as a class of BentoML's that reads or writes bodies with `methods`. The gate finds the dialect in it."""
+def _spec(dialects: Sequence[Dialect], model: type[Any], **methods: object) -> type[Any]:  # Any: as above
+    """`model` as a class of BentoML's that reads or writes bodies with `methods`. The gate finds the dialects in it."""
     namespace = {
         "__module__": model.__module__,
         "__doc__": model.__doc__,
-        "__annotations__": {"dialect": ClassVar[Dialect]},
-        "dialect": dialect,
+        "__annotations__": {"dialects": ClassVar[Sequence[Dialect]]},
+        "dialects": dialects,
         **methods,
     }
     return new_class(
@@ -106,22 +129,14 @@ def _spec(dialect: Dialect, model: type[Any], **methods: object) -> type[Any]:  
     )
 
 
-async def _outcomes(
-    exchange: Exchange, request: Request, dialect: Dialect, engine: Engine
-) -> list[Outcome] | EmbedderError:
+async def _outcomes(exchange: Exchange, request: Request, engine: Engine) -> list[Outcome] | EmbedderError:
     try:
         with engine.byte_budget.lease() as lease:
-            # Without a name for the body: what else is in it takes memory until nothing refers to it.
-            query = dialect.parse(
-                await read_body(request, lease, max_bytes=engine.settings.max_body_bytes), request.headers
-            )
-            # Without the sources: a `data:` URL would be kept, and not counted, until the answer is written.
-            exchange.query = Query([], query.options)
-            # One character beyond ASCII makes each of a text take up to four bytes.
-            texts = (source for source in query.sources if isinstance(source, str))
-            lease.add(3 * sum(len(text) for text in texts if not text.isascii()))
-            exchange.resources.enter_context(engine.pipeline.places(len(query.sources)))
-            return await engine.pipeline.outcomes(query.sources, hashed=query.hashed)
+            sources, hashed = await _asked_for(exchange, request, lease, engine)
+            if len(sources) > AT_ONCE:
+                return await _in_windows(exchange, sources, hashed, engine)
+            exchange.resources.enter_context(engine.pipeline.places(len(sources)))
+            return await engine.pipeline.outcomes(sources, hashed=hashed)
     except EmbedderError as error:
         return bare(error)
     except MemoryError:
@@ -129,6 +144,50 @@ async def _outcomes(
     except Exception:  # a bug: BentoML would answer in another shape
         logger.exception("a request failed in a way that was not foreseen")
         return InternalError()
+
+
+async def _asked_for(
+    exchange: Exchange, request: Request, lease: Lease, engine: Engine
+) -> tuple[Sequence[Source], bool]:
+    """The sources, and whether they are hashed. What else is in the body is out of memory by now."""
+    settings = engine.settings
+    _check_model(request.headers.get(EXPECT_HEADER), engine)
+    most = max(settings.max_urls, settings.max_inputs)
+    body = Body(
+        request,
+        lease,
+        max_bytes=settings.max_body_bytes,
+        max_json_values=MAX_JSON_VALUES + 64 * most,
+        max_file_bytes=settings.max_image_bytes,
+        max_files=settings.max_urls,
+    )
+    query = await (await exchange.spoken(body)).parse(body)
+    _check_model(query.model, engine)
+    # Without the sources: a `data:` URL would be kept, and not counted, until the answer is written.
+    exchange.query = Query([], query.options)
+    # One character beyond ASCII makes each of a text take up to four bytes.
+    texts = (source for source in query.sources if isinstance(source, str))
+    lease.add(3 * sum(len(text) for text in texts if not text.isascii()))
+    return query.sources, query.hashed
+
+
+def _check_model(expected: str | None, engine: Engine) -> None:
+    spec = engine.spec
+    if expected is not None and expected not in (spec.fingerprint, spec.tag):
+        raise ModelMismatch(expected=expected, served=f"{spec.tag}, fingerprint {spec.fingerprint}")
+
+
+async def _in_windows(
+    exchange: Exchange, sources: Sequence[Source], hashed: bool, engine: Engine
+) -> list[Outcome]:
+    """The results. The time for a request begins anew with each AT_ONCE of them."""
+    engine.pipeline.check_room(1)
+    results: list[Outcome] = []
+    async for result in engine.stream(sources, hashed=hashed, shared=True):
+        results.append(result)
+        if len(results) % AT_ONCE == 0:
+            exchange.more_time()
+    return results
 
 
 def _images(outcomes: Sequence[Outcome] | EmbedderError) -> list[DecodedImage]:

@@ -6,7 +6,7 @@ Service.to_asgi, .apis,     the gate around the application; the whole OpenAPI d
 user_middleware,            BentoML's deadline runs the request in another task: the gate has one that reaches it
   TimeoutMiddleware
 OpenTelemetryMiddleware     dropped where no exporter is set: its spans would go nowhere
-BentoMLContainer            whether tracing and CORS are on
+BentoMLContainer            whether tracing is on
 main-openapi.html,          the OpenAPI page
   static_content
 PROMETHEUS_MULTIPROC_DIR    the folder that BentoML's workers have for their metrics, empty when they start
@@ -48,7 +48,7 @@ def _check() -> None:
         dispatcher is not None
         and set(inspect.signature(dispatcher.__init__).parameters) >= made_with
         and all(hasattr(Service, name) for name in ("to_asgi", "openapi_spec", "apis"))
-        and all(hasattr(BentoMLContainer, name) for name in ("config", "http"))
+        and all(hasattr(BentoMLContainer, name) for name in ("config",))
         and hasattr(Starlette(), "user_middleware")
         and _PAGE.is_file()
         and _ASSETS.is_dir()
@@ -81,7 +81,8 @@ class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no typ
     @property
     def dialects(self) -> list[Dialect]:
         """Those of the service's APIs, in their order."""
-        return [api.input_spec.dialect for api in self.apis.values() if hasattr(api.input_spec, "dialect")]
+        specs = [api.input_spec for api in self.apis.values() if hasattr(api.input_spec, "dialects")]
+        return [dialect for spec in specs for dialect in spec.dialects]
 
     @cached_property  # 10 ms to make, and nothing limits how many ask at once
     def openapi_spec(self) -> Json:
@@ -100,7 +101,7 @@ class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no typ
 def within_cors(app: Starlette, outer: ASGIApp) -> ASGIApp:
     """`outer`, which serves `app`, within the CORS middleware that BentoML put into `app` where it is configured.
 
-    So pages of other sites may read what `outer` answers by itself.
+    So pages of other sites may read what `outer` answers by itself, and ask what they may without a key.
     """
     cors: object = CORSMiddleware
     for middleware in app.user_middleware:
@@ -108,11 +109,6 @@ def within_cors(app: Starlette, outer: ASGIApp) -> ASGIApp:
             app.user_middleware.remove(middleware)
             return CORSMiddleware(outer, **middleware.kwargs)  # type: ignore[arg-type]  # as BentoML gave them
     return outer
-
-
-def answers_preflight() -> bool:
-    """Whether BentoML's configuration says what other sites' pages may ask."""
-    return bool(BentoMLContainer.http.cors.enabled.get())
 
 
 def metrics_folder() -> Path | None:

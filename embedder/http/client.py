@@ -42,6 +42,8 @@ class Client:
     gone: bool = False
     _body_read: bool = False
     """To its end, or as far as it will come."""
+    _timer: asyncio.TimerHandle | None = None
+    _timeout_s: float = 0.0
     _served_by: asyncio.Task[Any] | None = None  # Any: the server's own task, whatever it returns
     _watch: asyncio.Task[None] | None = None
     _closes: bool = False
@@ -57,14 +59,22 @@ class Client:
         Afterwards `late` or `gone` says why.
         """
         self._served_by = asyncio.current_task()
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._too_late)
+        self._timeout_s = timeout_s
+        self.more_time()
         try:
             yield
         finally:
             self._served_by = None
-            timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             if self._watch is not None:
                 self._watch.cancel()
+
+    def more_time(self) -> None:
+        """Starts the time of the deadline anew."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._too_late)
 
     async def receive(self) -> Message:
         message = await self._receive()

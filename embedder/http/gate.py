@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +39,9 @@ logger = logging.getLogger(__name__)
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
 
-ALWAYS_OPEN = frozenset({"/health", "/livez", "/readyz", "/healthz"})
+ALWAYS_OPEN = frozenset(
+    {"/health", "/livez", "/readyz", "/healthz", "/.well-known/live", "/.well-known/ready"}
+)
 """Answered without a key: load balancers and orchestrators have none."""
 
 
@@ -50,19 +51,21 @@ class Routes:
 
     dialects: Sequence[Dialect]
     assets: Sequence[str] = ()
+    models: Sequence[str] = ()
+    """The paths of the model that is served."""
 
     @property
     def openable(self) -> Mapping[str, frozenset[str]]:
         """What can be opened to requests without a key, by the name that a setting gives it."""
         return {
             "docs": frozenset({"/", "/docs", "/docs.json", "/schema.json", *self.assets}),
-            "info": frozenset({"/info"}),
+            "info": frozenset({"/info", "/meta", *self.models}),
             "metrics": frozenset({"/metrics"}),
         }
 
     def methods(self) -> Mapping[str, Sequence[str]]:
         """By path."""
-        posted = {dialect.path: _POST for dialect in self.dialects}
+        posted = {dialect.paths[0]: _POST for dialect in self.dialects}
         return {**posted, **dict.fromkeys(sorted(ALWAYS_OPEN.union(*self.openable.values())), _GET)}
 
     def open_paths(self, open_routes: frozenset[str]) -> frozenset[str]:
@@ -82,33 +85,43 @@ class Gate:
         metrics: Metrics,
         timeout_s: float,
         open_routes: frozenset[str] = frozenset(),
-        answers_preflight: bool = False,
     ) -> None:
         """`timeout_s` is for a request, from here to the first byte of its answer.
 
-        `open_routes` are names of `Routes.openable`; `answers_preflight`: `app` knows what other sites may ask.
+        `open_routes` are names of `Routes.openable`.
         """
         self._app = app
         self._keys = keys
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._answers_preflight = answers_preflight
         self._open = routes.open_paths(open_routes)
         self._methods = routes.methods()
-        self._dialects = {dialect.path: dialect for dialect in routes.dialects}
+        self._dialects: dict[str, list[Dialect]] = {}
+        self._families: dict[str, list[Dialect]] = {}
+        for dialect in routes.dialects:
+            self._dialects.setdefault(dialect.paths[0], []).append(dialect)
+            if dialect.paths[0].count("/") > 1:
+                self._families.setdefault(_first(dialect.paths[0]), []).append(dialect)
+        aliases = {path: dialect.paths[0] for dialect in routes.dialects for path in dialect.paths}
         # Do not let BentoML redirect `/embed/`: it would send body and key to the Host that the client named,
         # over http.
-        self._slashed = {f"{path}/": path for path in self._methods if path != "/"}
+        names = {path: path for path in self._methods if path != "/"} | aliases
+        self._renamed = {
+            **{f"{name}/": path for name, path in names.items()},
+            **{name: path for name, path in names.items() if name != path},
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # nor a WebSocket: connections refuse to become one
             await self._app(scope, receive, send)
             return
-        if scope["path"] in self._slashed:
-            path = self._slashed[scope["path"]]
+        if scope["path"] in self._renamed:
+            path = self._renamed[scope["path"]]
             scope = {**scope, "path": path, "raw_path": path.encode()}
         client = Client(scope, receive, send)
-        exchange = Exchange(self._dialects.get(scope["path"]), self._metrics)
+        path = scope["path"]
+        dialects = self._dialects.get(path) or self._families.get(_first(path), [])
+        exchange = Exchange(dialects, self._metrics, more_time=client.more_time)
         with exchange.resources:
             error = self._refusal(scope, exchange) or await self._served(scope, exchange, client)
             if error is not None:
@@ -140,28 +153,28 @@ class Gate:
         if methods is None:
             return NotFound()
         headers = Headers(scope=scope)
-        if self._answers_preflight and _is_preflight(method, headers):
-            return None
         if path not in self._open and not self._keys.accept(scope["headers"]):
             return Unauthorized()
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
-        return _refused_body(headers, exchange.dialect) if exchange.dialect else None
+        return _refused_body(headers, exchange) if method == "POST" else None
 
 
-def _is_preflight(method: str, headers: Headers) -> bool:
-    """Whether a browser asks what another site may: https://fetch.spec.whatwg.org/#cors-preflight-request."""
-    return method == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers
+def _first(path: str) -> str:
+    """The first segment of a path: what is below `/v1/` has errors in one shape, also where there is no route."""
+    return path.split("/", 2)[1]
 
 
-def _refused_body(headers: Headers, dialect: Dialect) -> EmbedderError | None:
-    """Why `dialect` can't read a body with `headers`. Clients without a Content-Type mean the usual one."""
+def _refused_body(headers: Headers, exchange: Exchange) -> EmbedderError | None:
+    """Why no dialect of the path can read a body with `headers`."""
     media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if media_type and not any(fnmatchcase(media_type, pattern) for pattern in dialect.media_types):
-        return UnsupportedMediaType(media_type, takes=dialect.media_types[0])
     encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        return UnsupportedMediaType(media_type, takes=dialect.media_types[0], encoding=encoding)
+    able = exchange.taking(media_type)
+    if able:
+        exchange.dialect = able[0]
+    if not able or encoding not in ("", "identity"):
+        takes = list(dict.fromkeys(dialect.media_types[0] for dialect in exchange.dialects))
+        return UnsupportedMediaType(media_type, takes=takes, encoding=encoding if able else None)
     return None
 
 

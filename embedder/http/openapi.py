@@ -12,12 +12,14 @@ from embedder import __version__, errors
 from embedder.engine import Engine
 from embedder.http.bentoml_io import FINGERPRINT_HEADER, MODEL_HEADER
 from embedder.http.dialects import Dialect, Json
-from embedder.http.dialects.native import error_reply, error_responses, json_content
+from embedder.http.dialects.documents import error_responses, json_content
+from embedder.http.dialects.native import error_reply
 
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+_ANY_JSON: Json = {"application/json": {"schema": {"type": "object"}}}
 _SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
 
 
@@ -38,13 +40,17 @@ def openapi_document(
     # BentoML's command writes the document into a Bento with PyYAML, which does not know the class.
     yaml.add_representer(OpenAPIDocument, lambda dumper, document: dumper.represent_dict(document.items()))
     keyed = bool(engine.settings.api_keys)
-    documented = {dialect.path: dialect.document(engine.spec) for dialect in dialects}
+    documented = [(dialect.paths, dialect.document(engine.spec)) for dialect in dialects]
+    operations: dict[str, list[Json]] = {}
+    for names, part in documented:
+        for path in names:
+            operations.setdefault(path, []).append(part.operation)
     paths = {
-        **{path: {"post": _operation(path, part.operation)} for path, part in documented.items()},
+        **{path: {"post": _operation(path, _joined(parts))} for path, parts in operations.items()},
         **_own_pages(),
         **_infrastructure(base),
     }
-    schemas = {name: schema for part in documented.values() for name, schema in part.schemas.items()}
+    schemas = {name: schema for _, part in documented for name, schema in part.schemas.items()}
     return OpenAPIDocument(
         openapi="3.1.0",
         **({"security": _SECURITY} if keyed else {}),
@@ -70,6 +76,34 @@ def _description(engine: Engine) -> str:
         f"{settings.fetch_timeout_s:g} s and {settings.max_redirects} redirects a download.\n\n"
         'Every error is `{"error": "what happened", "code": "snake_case"}`.'
     )
+
+
+def _joined(operations: Sequence[Json]) -> Json:
+    """One of several dialects on a path: the first's words, and what any of them takes and answers."""
+    first, *others = operations
+    responses: Json = dict(first["responses"])
+    for other in others:
+        for status, response in other["responses"].items():
+            known = responses.get(status) or response
+            headers = {name: {**said, "required": False} for name, said in known.get("headers", {}).items()}
+            content = _either(known["content"], response["content"])
+            responses[status] = {**known, "content": content, **({"headers": headers} if headers else {})}
+    takes: Json = first["requestBody"]["content"]
+    for other in others:
+        takes = _either(takes, other["requestBody"]["content"])
+    return {**first, "requestBody": {**first["requestBody"], "content": takes}, "responses": responses}
+
+
+def _either(one: Json, other: Json) -> Json:
+    """Content that is the one or the other, by its media type."""
+    content: Json = dict(one)
+    for media_type, said in other.items():
+        known: Json = content.get(media_type) or said
+        content[media_type] = known
+        if known["schema"] != said["schema"]:
+            schemas = [*known["schema"].get("anyOf", [known["schema"]]), said["schema"]]
+            content[media_type] = {**known, "schema": {"anyOf": schemas}}
+    return content
 
 
 def _operation(path: str, operation: Json) -> Json:
@@ -114,6 +148,20 @@ def _own_pages() -> Json:
                 "responses": {"200": _json("What is served.", "Info", None)},
             }
         },
+        **{
+            path: {
+                "get": {
+                    "operationId": name,
+                    "tags": ["Infrastructure"],
+                    "summary": summary,
+                    "responses": {"200": {"description": "It.", "content": _ANY_JSON}},
+                }
+            }
+            for path, name, summary in (
+                ("/v1/models", "models", "The model that is served, for OpenAI's clients"),
+                ("/meta", "meta", "The model that is served, for Weaviate"),
+            )
+        },
     }
 
 
@@ -138,7 +186,7 @@ def _infrastructure(base: Json) -> Json:
 
 def _with_keys(paths: Json, no_key: set[str], dialects: Sequence[Dialect]) -> Json:
     """`paths` where keys are set: what takes `no_key` says so, and the rest can be refused for want of one."""
-    by_path = {dialect.path: dialect for dialect in dialects}
+    by_path = {path: dialect for dialect in reversed(dialects) for path in dialect.paths}
     return {
         path: {
             method: {**operation, "security": []}

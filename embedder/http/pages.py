@@ -1,4 +1,7 @@
-"""What is asked for with GET: `/health`, `/info`, and the OpenAPI page at `/docs` and `/`."""
+"""What is asked for with GET: `/health`, `/info`, and the OpenAPI page at `/docs` and `/`.
+
+And what clients of other services ask for: `/v1/models` OpenAI's, `/meta` and `/.well-known/` Weaviate's.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from starlette.routing import Route
 from embedder import __version__
 from embedder.engine import Engine
 from embedder.http.bentoml_private import docs_page
+from embedder.http.dialects.openai import models
+from embedder.model.spec import ModelSpec
 
 # BentoML's page carries Google's tag manager. A reader's browser must talk to this service alone.
 _PAGE_POLICY = (
@@ -24,7 +29,7 @@ _PAGE_POLICY = (
 )
 
 _LIMITS = (
-    *("max_batch_size", "max_urls", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
+    *("max_batch_size", "max_urls", "max_inputs", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
     *("max_in_flight_images", "max_in_flight_bytes", "max_decoding_bytes"),
     *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "decode_timeout_s"),
 )
@@ -45,6 +50,15 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
     async def info_view(_: Request) -> Response:
         return _json(info())
 
+    async def well_known_view(_: Request) -> Response:
+        return Response(status_code=204 if health() == "healthy" else 503)
+
+    async def models_view(_: Request) -> Response:
+        return _json(orjson.dumps({"object": "list", "data": models(engine.spec)}))
+
+    async def model_view(_: Request) -> Response:
+        return _json(orjson.dumps(models(engine.spec)[0]))
+
     async def docs_view(_: Request) -> Response:
         return HTMLResponse(docs_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
 
@@ -52,17 +66,42 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
         routes=[
             Route("/health", health_view),
             Route("/info", info_view),
+            Route("/meta", info_view),
+            Route("/.well-known/live", well_known_view),
+            Route("/.well-known/ready", well_known_view),
+            *(Route(path, models_view) for path in _MODELS),
+            *(Route(path + "/{name}", model_view) for path in _MODELS),
             Route("/docs", docs_view),
             Route("/", docs_view),
         ]
     )
 
 
+_MODELS = ("/v1/models", "/models")
+
+
+def model_paths(spec: ModelSpec) -> list[str]:
+    """Where the model is described: the list of all, and it alone, by its tag and by its name."""
+    names = ("", f"/{spec.tag}", f"/{spec.tag.partition(':')[0]}")
+    return [path + name for path in _MODELS for name in names]
+
+
 def describe(engine: Engine) -> Mapping[str, object]:
     """What `/info` shows: the model with the metadata that it was saved with, the settings in force."""
     settings, spec = engine.settings, engine.spec
+    metadata = engine.model.resolve().info.metadata
     return {
-        "model": {"tag": spec.tag, **engine.model.resolve().info.metadata},
+        # What clients of text-embeddings-inference read, beside what is ours.
+        "model_id": spec.tag,
+        "model_sha": metadata.get("weights_sha256"),
+        "model_dtype": "float32",
+        "model_type": {"embedding": {"pooling": "mean"}},
+        "max_concurrent_requests": settings.max_in_flight_images,
+        "max_input_length": settings.max_body_bytes,
+        "max_batch_tokens": settings.max_batch_size,
+        "max_client_batch_size": settings.max_inputs,
+        "version": __version__,
+        "model": {"tag": spec.tag, **metadata},
         "fingerprint": spec.fingerprint,
         "dimension": spec.dimension,
         "precision": settings.precision,

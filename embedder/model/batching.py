@@ -15,6 +15,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -31,6 +32,10 @@ Infer: TypeAlias = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
 """Some requests' rows → as many results, with as many rows."""
 
 
+WAITED_S: ContextVar[float] = ContextVar("waited_s")
+"""In the task of a request that has its rows' results: how long the first of them waited for a batch."""
+
+
 @dataclass(eq=False)
 class _Job:
     """One request's rows on their way through the model, in one batch or several."""
@@ -39,6 +44,7 @@ class _Job:
     result: asyncio.Future[Array]
     enqueued_s: float
     """On the clock of `perf_counter`: the event loop's counts in whole milliseconds."""
+    began_s: float = 0.0
     taken: int = 0
     """How many of the rows, the first ones, are on their way or back."""
     results: dict[int, Array] = field(default_factory=dict)
@@ -120,7 +126,9 @@ class Batcher:
         job = _Job(rows, asyncio.get_running_loop().create_future(), perf_counter())
         self._queue.append(job)
         self._lane.dispatch()
-        return await job.result
+        result = await job.result
+        WAITED_S.set(job.began_s - job.enqueued_s)
+        return result
 
     def waiting_since_s(self) -> float | None:
         """When the oldest job that is still wanted came, on the clock of `perf_counter`; None without one."""
@@ -149,6 +157,7 @@ class Batcher:
         while room and self.waiting_since_s() is not None:
             job = self._queue[0]
             part = _Part(job, job.taken, job.rows[job.taken : job.taken + room])
+            job.began_s = job.began_s or perf_counter()
             self._lane.metrics.queue_stage.observe(perf_counter() - job.enqueued_s)
             batch.append(part)
             job.taken += len(part.rows)

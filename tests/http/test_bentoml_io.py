@@ -54,13 +54,13 @@ async def engine(origin: Origin, **settings: int) -> AsyncIterator[Engine]:
 
 async def received(dialect: Dialect, engine: Engine, body: bytes, receive: Receive | None = None) -> Exchange:
     """The exchange of a request with `body`, when its images would go to the batcher."""
-    exchange = Exchange(dialect, Metrics())
+    exchange = Exchange([dialect], Metrics())
 
     async def whole_body() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    scope = exchange.enter({"type": "http", "method": "POST", "path": dialect.path, "headers": []})
-    input_spec: Any = route(dialect, engine)["input_spec"]  # Any: BentoML's
+    scope = exchange.enter({"type": "http", "method": "POST", "path": dialect.paths[0], "headers": []})
+    input_spec: Any = route(engine, dialect)["input_spec"]  # Any: BentoML's
     await input_spec.from_http_request(Request(scope, receive or whole_body), None)
     return exchange
 
@@ -131,5 +131,5 @@ async def test_texts_that_are_not_ascii_count_with_the_memory_that_they_take(
     taken = len(text) + 3 * len(wide) + len("data:,x")
     limits = {"max_body_bytes": 1_100_000, "max_image_bytes": 1_000_000}
     async with engine(origin, max_in_flight_bytes=taken + spare, **limits) as made:
-        exchange = await received(EmbedBatch(max_urls=2), made, text)
+        exchange = await received(EmbedBatch(2), made, text)
     assert isinstance(error(exchange), Overloaded) is refused

@@ -12,12 +12,12 @@ from typing import Any
 import bentoml
 import orjson
 from pydantic import BaseModel
-from starlette.datastructures import Headers
 
 import service
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest, ServiceError
 from embedder.http.bentoml_io import route
+from embedder.http.body import Body
 from embedder.http.dialects import Documentation, Query, Reply
 from embedder.http.pages import pages
 from embedder.model.encoder import Embeddings, Pixels
@@ -39,17 +39,19 @@ class ThirdResponse(BaseModel):
 
 
 class Third:
-    path = "/v1/third"
+    paths = ("/v1/third",)
+    key = None
     media_types = ("application/octet-stream", "image/*")
     request_model = ThirdRequest
     response_model = ThirdResponse
 
-    def parse(self, body: bytes, headers: Headers) -> Query:
-        if not body:
+    async def parse(self, body: Body) -> Query:
+        file = await body.whole()
+        if not file:
             raise InvalidRequest("the body is empty")
-        if headers.get(LABEL) == BUG:
+        if body.headers.get(LABEL) == BUG:
             raise ZeroDivisionError
-        return Query([body], options=headers.get(LABEL))
+        return Query([file], options=body.headers.get(LABEL))
 
     def render(self, query: Query, results: Sequence[Result]) -> Reply:
         (result,) = results
@@ -87,6 +89,6 @@ CONFIG: dict[str, Any] = service.ImageEmbedder.config  # type: ignore[attr-defin
 class ThreeDialects(service.ImageEmbedder.inner):  # type: ignore[misc,name-defined]  # BentoML's, untyped
     """What `service.py` serves, and one more."""
 
-    @bentoml.api(**route(Third(), service.engine))  # type: ignore[untyped-decorator]  # BentoML's
+    @bentoml.api(**route(service.engine, Third()))  # type: ignore[untyped-decorator]  # BentoML's
     async def third(self, pixels: Pixels) -> Embeddings:
         return await service.engine.encode(pixels)

@@ -130,8 +130,8 @@ def _started() -> tuple[
     engine.spec = networks.spec()  # of no stored model: nothing is encoded
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.pipeline.start())
-    dialects = (Embed(), EmbedBatch(max_urls=MAX_URLS))
-    return loop, engine, [(dialect, route(dialect, engine)["input_spec"]) for dialect in dialects]
+    dialects: tuple[Dialect, ...] = (Embed(), EmbedBatch(MAX_URLS))
+    return loop, engine, [(dialect, route(engine, dialect)["input_spec"]) for dialect in dialects]
 
 
 async def _received(dialect: Dialect, input_spec: Any, engine: Engine, data: bytes) -> None:  # Any: as above
@@ -143,7 +143,7 @@ async def _received(dialect: Dialect, input_spec: Any, engine: Engine, data: byt
     async def receive() -> dict[str, object]:
         return chunks.pop(0)
 
-    exchange = Exchange(dialect, engine.metrics)
+    exchange = Exchange([dialect], engine.metrics)
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
     with exchange.resources:
         request = Request(exchange.enter(scope), receive)

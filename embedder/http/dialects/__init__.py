@@ -3,7 +3,7 @@
     body, headers ─► parse ─► Query: sources, options ─► (pipeline, network) ─► render ─► Reply
                                    EmbedderError ─► error ─► Reply, in the dialect's own shape
 
-A new dialect is a file here, and a method of two lines in `service.py` that gives it a path.
+A new dialect is a file here, and a line in `service.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import orjson
 from pydantic import BaseModel
-from starlette.datastructures import Headers
 
 from embedder.engine import Result, Source
-from embedder.errors import EmbedderError
+from embedder.errors import EmbedderError, InvalidRequest
+from embedder.http.body import Body
 from embedder.model.spec import ModelSpec
 
 Json: TypeAlias = dict[str, Any]  # Any: JSON of many shapes
+JSON_TYPES = ("application/json", "application/*+json")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Query:
     options: Any = None  # Any: the dialect's own, which its `render` gets back
     hashed: bool = False
     """Whether each result is to have its file's sha256."""
+    model: str | None = None
+    """The fingerprint or the tag of the model that it must be answered by; None: any."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,22 @@ class Documentation:
 
 
 class Dialect(Protocol):
-    """One path and the two wire formats on it. It keeps no state between requests."""
+    """A path and two wire formats on it. It keeps no state between requests.
+
+    Several may share a path: the body's media type says which is spoken, and then a key of its JSON.
+    """
 
     @property
-    def path(self) -> str: ...
+    def paths(self) -> Sequence[str]:
+        """The first is its own, the others are more names of it."""
 
     @property
     def media_types(self) -> Sequence[str]:
         """What a body may be declared as, the usual one first: a body without a Content-Type is taken for that."""
+
+    @property
+    def key(self) -> str | None:
+        """What tells its JSON from that of the others on its path; None where nothing has to."""
 
     @property
     def request_model(self) -> type[BaseModel]:
@@ -69,7 +81,7 @@ class Dialect(Protocol):
     @property
     def response_model(self) -> type[BaseModel]: ...
 
-    def parse(self, body: bytes, headers: Headers) -> Query:
+    async def parse(self, body: Body) -> Query:
         """Raises InvalidRequest, or another EmbedderError for the whole request."""
 
     def render(self, query: Query, results: Sequence[Result]) -> Reply:
@@ -85,3 +97,16 @@ class Dialect(Protocol):
 
     def document(self, spec: ModelSpec) -> Documentation:
         """What the OpenAPI document says of it."""
+
+
+def json_reply(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    # orjson writes float32 shortest, straight from numpy's memory.
+    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers=headers or {})
+
+
+def expected_model(content: Json) -> str | None:
+    """What a body's JSON says under `expect_model`. Raises InvalidRequest."""
+    model = content.get("expect_model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest('"expect_model" is not text')
+    return model

@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
-from embedder.http.dialects import Documentation, Query, Reply
-from embedder.http.dialects.native import (
-    EXAMPLE_ERRORS,
-    EXAMPLE_URL,
-    IMAGE_HEADERS,
-    MAX_VALUES,
-    MEDIA_TYPES,
-    error_reply,
-    example_embedding,
-    image_headers,
-    json_object,
-    json_operation,
-    json_reply,
-)
+from embedder.http.body import Body
+from embedder.http.dialects import JSON_TYPES, Documentation, Query, Reply, expected_model, json_reply
+from embedder.http.dialects.documents import EXAMPLE_URL, example_embedding, json_content, of_model, operation
+from embedder.http.dialects.native import IMAGE_HEADERS, error_reply, image_headers
 from embedder.model.spec import ModelSpec
 
 
@@ -43,16 +32,18 @@ class EmbedResponse(BaseModel):
 
 
 class Embed:
-    path = "/embed"
-    media_types = MEDIA_TYPES
+    paths = ("/embed",)
+    media_types: Sequence[str] = JSON_TYPES
+    key: str | None = "url"
     request_model = EmbedRequest
     response_model = EmbedResponse
 
-    def parse(self, body: bytes, headers: Headers) -> Query:
-        url = json_object(body, max_values=MAX_VALUES).get("url")
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
+        url = content.get("url")
         if not isinstance(url, str):
             raise InvalidRequest('the body has no text under "url": send {"url": "https://..."}')
-        return Query([url])
+        return Query([url], model=expected_model(content))
 
     def render(self, query: Query, results: Sequence[Result]) -> Reply:
         (result,) = results
@@ -64,18 +55,17 @@ class Embed:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
+        request = EmbedRequest.model_json_schema()
+        request["properties"]["expect_model"] = of_model(spec)["expect_model"]
         response = EmbedResponse.model_json_schema()
         response["properties"]["embedding"] |= {"minItems": spec.dimension, "maxItems": spec.dimension}
         return Documentation(
-            operation=json_operation(
+            operation=operation(
                 summary="The embedding of one image",
-                description="Downloads the image, decodes it, and returns its embedding.",
-                request="EmbedRequest",
-                example={"url": EXAMPLE_URL},
-                response="EmbedResponse",
-                answer={"embedding": example_embedding(spec)},
-                errors=EXAMPLE_ERRORS,
+                description="Downloads the image, or takes its file, decodes it, and returns its embedding.",
+                takes=json_content("EmbedRequest", {"url": EXAMPLE_URL}),
+                answers=json_content("EmbedResponse", {"embedding": example_embedding(spec)}),
                 headers=IMAGE_HEADERS,
             ),
-            schemas={"EmbedRequest": EmbedRequest.model_json_schema(), "EmbedResponse": response},
+            schemas={"EmbedRequest": request, "EmbedResponse": response},
         )

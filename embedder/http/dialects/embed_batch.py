@@ -6,24 +6,30 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, Field, WithJsonSchema
-from starlette.datastructures import Headers
 
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
-from embedder.http.dialects import Documentation, Json, Query, Reply
-from embedder.http.dialects.native import (
+from embedder.http.body import Body
+from embedder.http.dialects import (
+    JSON_TYPES,
+    Documentation,
+    Json,
+    Query,
+    Reply,
+    expected_model,
+    json_reply,
+)
+from embedder.http.dialects.documents import (
     EXAMPLE_ERRORS,
     EXAMPLE_URL,
     ITEM_CODES,
-    MAX_VALUES,
-    MEDIA_TYPES,
     OF_ONE_IMAGE,
-    error_reply,
     example_embedding,
-    json_object,
-    json_operation,
-    json_reply,
+    json_content,
+    of_model,
+    operation,
 )
+from embedder.http.dialects.native import error_reply
 from embedder.model.spec import ModelSpec
 
 # Two types in one place, not an `anyOf`: BentoML's client reads a value by the first of those, and fails on a
@@ -72,27 +78,31 @@ class EmbedBatchResponse(BaseModel):
 
 
 class EmbedBatch:
-    path = "/embed_batch"
-    media_types = MEDIA_TYPES
+    paths = ("/embed_batch",)
+    media_types: Sequence[str] = JSON_TYPES
+    key: str | None = "urls"
     request_model = EmbedBatchRequest
     response_model = EmbedBatchResponse
 
-    def __init__(self, *, max_urls: int) -> None:
+    def __init__(self, max_urls: int) -> None:
         self._max_urls = max_urls
 
-    def parse(self, body: bytes, headers: Headers) -> Query:
-        content = json_object(body, max_values=MAX_VALUES + 64 * self._max_urls)
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
         urls, details = content.get("urls"), content.get("details", False)
         if not isinstance(urls, list):
             raise InvalidRequest('the body has no list under "urls": send {"urls": ["https://...", ...]}')
-        if len(urls) > self._max_urls:
-            raise InvalidRequest(f"the body has {len(urls)} URLs; the limit is {self._max_urls}")
+        self._check_count(len(urls), "URLs")
         for index, url in enumerate(urls):
             if not isinstance(url, str):
                 raise InvalidRequest(f"urls[{index}] is not text")
         if not isinstance(details, bool):
             raise InvalidRequest('"details" is neither true nor false')
-        return Query(urls, options=details, hashed=details)
+        return Query(urls, options=details, hashed=details, model=expected_model(content))
+
+    def _check_count(self, count: int, what: str) -> None:
+        if count > self._max_urls:
+            raise InvalidRequest(f"the body has {count} {what}; the limit is {self._max_urls}")
 
     def render(self, query: Query, results: Sequence[Result]) -> Reply:
         content: Json = {
@@ -116,26 +126,24 @@ class EmbedBatch:
     def document(self, spec: ModelSpec) -> Documentation:
         request = EmbedBatchRequest.model_json_schema()
         request["properties"]["urls"]["maxItems"] = self._max_urls
+        request["properties"]["expect_model"] = of_model(spec)["expect_model"]
         response = EmbedBatchResponse.model_json_schema(ref_template="#/components/schemas/{model}")
         parts = response.pop("$defs")
         response["properties"]["embeddings"]["items"] |= {
             "minItems": spec.dimension,
             "maxItems": spec.dimension,
         }
+        missing = {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
+        answer = {"embeddings": [example_embedding(spec), None], "errors": [missing]}
         return Documentation(
-            operation=json_operation(
+            operation=operation(
                 summary="The embeddings of many images",
                 description=f"As `/embed`, for up to {self._max_urls} images at once. An image that fails leaves a "
                 "null in its place and an item under `errors`; the others are not affected and the status is 200.",
-                request="EmbedBatchRequest",
-                example={"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]},
-                response="EmbedBatchResponse",
-                answer={
-                    "embeddings": [example_embedding(spec), None],
-                    "errors": [
-                        {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
-                    ],
-                },
+                takes=json_content(
+                    "EmbedBatchRequest", {"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]}
+                ),
+                answers=json_content("EmbedBatchResponse", answer),
                 errors=(error for error in EXAMPLE_ERRORS if error.status not in OF_ONE_IMAGE),
             ),
             schemas={

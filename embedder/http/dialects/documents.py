@@ -1,0 +1,128 @@
+"""What the dialects' parts of the OpenAPI document are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import orjson
+from pydantic import JsonValue
+
+from embedder import errors
+from embedder.errors import EmbedderError
+from embedder.http.dialects import Json, Reply
+from embedder.http.dialects.native import error_reply
+from embedder.model.spec import ModelSpec
+
+EXAMPLE_BASE64 = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR42mNsYGBgYGJAIQAJ5ACIuhfh0AAAAABJRU5ErkJggg=="
+)
+"""4 x 4 grey pixels, as PNG."""
+EXAMPLE_URL = "https://res.cloudinary.com/demo/image/upload/sample.jpg"
+
+EXAMPLE_ERRORS = (
+    errors.URLNotAllowed("the address 10.0.0.1 is not public"),
+    errors.ImageTooLarge(limit_bytes=20_000_000, actual_bytes=31_400_000),
+    errors.TooManyPixels(width=12_000, height=9_000, limit_pixels=50_000_000),
+    errors.UnsupportedFormat("this is a HEIC file", taken=["JPEG", "PNG", "WEBP", "GIF"]),
+    errors.BadImage("the image is cut short"),
+    errors.FetchFailed("the image's server answered 404"),
+    errors.FetchTimeout(limit_s=10),
+    errors.InvalidRequest('the body has no text under "url": send {"url": "https://..."}'),
+    errors.BodyTooLarge(limit_bytes=32_000_000, actual_bytes=400_000_000),
+    errors.UnsupportedMediaType("text/plain"),
+    errors.ModelMismatch(expected="0123456789ab", served="resnet18:7b2f, fingerprint 8a8a8a8a8a8a"),
+    errors.Overloaded("256 images are in work and the limit is 256: no room for 1 more now"),
+    errors.Draining(),
+    errors.InternalError(),
+)
+# Of these only a single image's request fails; in a batch they are an item's.
+OF_ONE_IMAGE = (422, 424)
+# These fail a batch as a whole, or one image of it: for which there was no memory, say.
+_OF_EITHER = (429, 500, 503)
+ITEM_CODES: list[JsonValue] = [
+    error.code for error in EXAMPLE_ERRORS if error.status in (*OF_ONE_IMAGE, *_OF_EITHER)
+]
+"""The codes that an item of a batch may have."""
+
+
+URL_TEXT: Json = {"type": "string", "format": "uri"}
+
+
+def of_model(spec: ModelSpec) -> Json:
+    """The properties by which a request says what it expects of the model."""
+    return {
+        "expect_model": {
+            "enum": [spec.fingerprint, spec.tag, None],
+            "description": "The fingerprint or tag to be answered by; with another one the answer is 409.",
+        },
+        "dimensions": {"enum": [spec.dimension, None], "description": "The network's, or absent."},
+    }
+
+
+def operation(
+    *,
+    summary: str,
+    description: str,
+    takes: Json,
+    answers: Json,
+    errors: Iterable[EmbedderError] = EXAMPLE_ERRORS,
+    render: Callable[[EmbedderError], Reply] = error_reply,
+    error_schema: str = "Error",
+    headers: Mapping[str, str] | None = None,
+) -> Json:
+    """An operation of OpenAPI. `takes` and `answers` are content by its media type.
+
+    `headers` are those of an answer that is no error, with what they say.
+    """
+    said = {
+        name: {"description": text, "required": True, "schema": {"type": "string"}}
+        for name, text in (headers or {}).items()
+    }
+    return {
+        "summary": summary,
+        "description": description,
+        "requestBody": {"required": True, "content": takes},
+        "responses": {
+            "200": {
+                "description": "Successful Response",
+                "content": answers,
+                **({"headers": said} if said else {}),
+            },
+            **error_responses(errors, render, error_schema),
+        },
+    }
+
+
+def example_embedding(spec: ModelSpec) -> list[float]:
+    """A vector of norm 1."""
+    return [round(1 / math.sqrt(spec.dimension), 8)] * spec.dimension
+
+
+def error_responses(
+    examples: Iterable[EmbedderError],
+    render: Callable[[EmbedderError], Reply] = error_reply,
+    schema: str = "Error",
+) -> Json:
+    """The `responses` of an operation that may give these errors, as `render` writes them."""
+    responses: Json = {}
+    for error in examples:
+        reply = render(error)
+        response = responses.setdefault(
+            str(reply.status),
+            {"description": "", "content": {reply.media_type: {"schema": ref(schema), "examples": {}}}},
+        )
+        response["description"] += f"- `{error.code}`: {error.summary}\n"
+        response["content"][reply.media_type]["examples"][error.code] = {"value": orjson.loads(reply.body)}
+    return responses
+
+
+def json_content(schema: str, example: object = None) -> Json:
+    content: Json = {"schema": ref(schema)}
+    if example is not None:
+        content["example"] = example
+    return {"application/json": content}
+
+
+def ref(schema: str) -> Json:
+    return {"$ref": f"#/components/schemas/{schema}"}

@@ -1,0 +1,310 @@
+"""`POST /v1/embeddings` as OpenAI's clients speak it, with images for input; and what else is asked of such a service.
+
+Also what others made of it: Jina's `{"image": ...}`, vLLM's `messages`. One bad input fails the request with 400,
+unless it says `"errors": "null"`. All dialects' clients parse an error before they look at its status: `detail` is
+for those of Jina's, `error` for OpenAI's.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from embedder.engine import Result, Source
+from embedder.errors import (
+    EmbedderError,
+    InputError,
+    InvalidRequest,
+    ServiceError,
+    TextNotSupported,
+)
+from embedder.http.body import Body
+from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, Reply, expected_model, json_reply
+from embedder.http.dialects.documents import (
+    EXAMPLE_ERRORS,
+    EXAMPLE_URL,
+    URL_TEXT,
+    example_embedding,
+    json_content,
+    of_model,
+    operation,
+    ref,
+)
+from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
+from embedder.model.spec import ModelSpec
+
+
+class EmbeddingsRequest(BaseModel):
+    """Images to embed. What else clients send is ignored."""
+
+    input: str | list[Any]
+    model: str | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+
+
+class EmbeddingItem(BaseModel):
+    """One image's embedding."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(ge=0)
+    embedding: list[float] | str | None = Field(description="Of norm 1; null with `errors` only.")
+
+
+class Usage(BaseModel):
+    """How many images were embedded: there are no tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingError(BaseModel):
+    """Why one image has no embedding."""
+
+    index: int = Field(ge=0)
+    code: str
+    message: str
+
+
+class EmbeddingsResponse(BaseModel):
+    """An embedding for each input, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+    errors: list[EmbeddingError] | None = Field(default=None, description='Only with `"errors": "null"`.')
+
+
+@dataclass(frozen=True)
+class _Options:
+    as_base64: bool
+    nulls: bool
+    """Whether a failed image is a null."""
+    params: Sequence[str]
+    """What the request calls its images: `input[0]`, or `messages`."""
+    probed: bool
+
+
+class OpenAI:
+    paths = ("/v1/embeddings", "/embeddings")
+    media_types = JSON_TYPES
+    key = None
+    request_model = EmbeddingsRequest
+    response_model = EmbeddingsResponse
+
+    def __init__(self, spec: Callable[[], ModelSpec], max_inputs: int, texts: Texts) -> None:
+        self._spec = spec
+        self._max_inputs = max_inputs
+        self._texts = texts
+
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
+        given, param = content.get("input"), "input"
+        if given is None and "messages" in content:
+            given, param = _of_messages(content["messages"]), "messages"
+        inputs = given if isinstance(given, list) else [given]
+        if not inputs:
+            raise InputError(InvalidRequest(f'"{param}" is empty'), param)
+        if len(inputs) > self._max_inputs:
+            sentence = f"the body has {len(inputs)} inputs; the limit is {self._max_inputs}"
+            raise InputError(InvalidRequest(sentence), param)
+        listed = isinstance(given, list)
+        params = [f"{param}[{index}]" if listed else param for index in range(len(inputs))]
+        sources = []
+        for each, name in zip(inputs, params, strict=True):
+            try:
+                sources.append(self._source(each))
+            except EmbedderError as error:
+                raise InputError(error, name) from error
+        options = _Options(
+            as_base64=self._is_base64(content),
+            nulls=_one_of(content, "errors", "null") is not None,
+            params=params,
+            probed=any(isinstance(each, str) and self._texts.is_probe(each) for each in inputs),
+        )
+        return Query(sources, options, model=expected_model(content))
+
+    def _source(self, given: Any) -> Source:  # Any: JSON
+        """Raises TextNotSupported, InvalidRequest."""
+        if isinstance(given, str):
+            return self._texts.image(given)
+        if isinstance(given, int | list) and not isinstance(given, bool):
+            raise TextNotSupported("a list of tokens")
+        if isinstance(given, dict):
+            image = given.get("image", given.get("url", given.get("image_url")))
+            if isinstance(image, dict):
+                image = image.get("url")
+            if isinstance(image, str):
+                return url_or_base64(image)
+            if isinstance(given.get("text"), str):
+                raise TextNotSupported(repr(given["text"][:40]))
+        raise InvalidRequest('it is no image: send "https://...", "data:image/...", or {"image": ...}')
+
+    def _is_base64(self, content: Json) -> bool:
+        dimensions = content.get("dimensions")
+        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != self._spec().dimension):
+            raise InputError(
+                InvalidRequest(f"the embeddings have {self._spec().dimension} dimensions, and no others"),
+                "dimensions",
+            )
+        return _one_of(content, "encoding_format", "float", "base64") == "base64"
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+        options: _Options = query.options
+        failed = {index: result.error for index, result in enumerate(results) if result.error is not None}
+        if failed and not options.nulls:
+            # What is wrong with the request first: trying again would not help.
+            index = next(
+                (index for index, error in failed.items() if not isinstance(error, ServiceError)), None
+            )
+            if index is None:
+                raise next(iter(failed.values()))
+            raise InputError(failed[index], options.params[index])
+        content: Json = {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": _written(result, options.as_base64)}
+                for index, result in enumerate(results)
+            ],
+            "model": self._spec().tag,
+            "usage": {"prompt_tokens": len(results), "total_tokens": len(results)},
+        }
+        if options.nulls:
+            content["errors"] = [
+                {"index": index, "code": error.code, "message": str(error)} for index, error in failed.items()
+            ]
+        return json_reply(content, headers={PROBE_HEADER: "true"} if options.probed else None)
+
+    def error(self, error: EmbedderError) -> Reply:
+        # Its clients try 409 and 424 again, and take 422 for another server's.
+        status = 400 if error.status in (422, 424) else error.status
+        content = {
+            "message": str(error),
+            "type": _TYPES.get(status, "invalid_request_error"),
+            "param": error.param if isinstance(error, InputError) else None,
+            "code": error.code,
+        }
+        return json_reply({"error": content, "detail": str(error)}, status=status)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        template = "#/components/schemas/{model}"
+        response = EmbeddingsResponse.model_json_schema(ref_template=template)
+        parts = response.pop("$defs")
+        item = {"object": "embedding", "index": 0, "embedding": example_embedding(spec)}
+        answer = {
+            "object": "list",
+            "data": [item],
+            "model": spec.tag,
+            "usage": {"prompt_tokens": 1, "total_tokens": 1},
+        }
+        return Documentation(
+            operation=operation(
+                summary="The embeddings of images, for OpenAI's clients",
+                description=f"Up to {self._max_inputs} images. One that fails fails the request, and `param` names "
+                "it, unless the request has `errors`.",
+                takes=json_content("EmbeddingsRequest", {"input": [EXAMPLE_URL]}),
+                answers=json_content("EmbeddingsResponse", answer),
+                errors=(*EXAMPLE_ERRORS, TextNotSupported("'cat'")),
+                render=self.error,
+                error_schema="OpenAIError",
+            ),
+            schemas={
+                "EmbeddingsRequest": self._request_schema(spec),
+                "ImageInput": _IMAGE_SCHEMA,
+                "EmbeddingsResponse": response,
+                "OpenAIError": _ERROR_SCHEMA,
+                **parts,
+            },
+        )
+
+    def _request_schema(self, spec: ModelSpec) -> Json:
+        one = [URL_TEXT, ref("ImageInput")]
+        several = {"type": "array", "items": {"anyOf": one}, "minItems": 1, "maxItems": self._max_inputs}
+        return {
+            "type": "object",
+            "description": "Images to embed. Other keys are ignored.",
+            "properties": {
+                "input": {"description": "One image or several.", "anyOf": [*one, several]},
+                "model": {"description": "Any: the answer names the one that is served."},
+                "encoding_format": {
+                    "enum": ["float", "base64", None],
+                    "description": "base64: of little-endian float32.",
+                },
+                "errors": {
+                    "enum": ["null", None],
+                    "description": "null: an image that fails gets a null, and says why under `errors`.",
+                },
+                **of_model(spec),
+            },
+            "required": ["input"],
+        }
+
+
+_IMAGE_SCHEMA: Json = {
+    "description": "An image: an http(s) URL, a `data:` URL, or, under `image`, base64 alone.",
+    "anyOf": [
+        {"type": "object", "properties": {key: URL_TEXT}, "required": [key]}
+        for key in ("image", "url", "image_url")
+    ],
+}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"} | dict.fromkeys(
+    (500, 503), "server_error"
+)
+
+_TEXT: Json = {"type": "string"}
+_ERROR_SCHEMA: Json = {
+    "type": "object",
+    "description": "An error as OpenAI's clients read it.",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "param": {"type": ["string", "null"], "description": "`input[3]`: which image."},
+                "code": _TEXT,
+            },
+            "required": ["message", "type", "param", "code"],
+        },
+        "detail": {"type": "string", "description": "The message again, for Jina's clients."},
+    },
+    "required": ["error", "detail"],
+}
+
+
+def _of_messages(messages: Any) -> Any:  # Any: JSON
+    """The image of `messages`, as vLLM takes it. Raises InputError."""
+    parts: list[Any] = []
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts += content if isinstance(content, list) else [] if content is None else [content]
+    if any(isinstance(part, str) or "text" in part for part in parts if isinstance(part, str | dict)):
+        raise InputError(TextNotSupported('some of "messages"'), "messages")
+    if len(parts) != 1:
+        raise InputError(InvalidRequest(f'"messages" has {len(parts)} images; one is taken'), "messages")
+    return parts[0]
+
+
+def _one_of(content: Json, key: str, *values: str) -> str | None:
+    """What `content` has under `key`, where that is one of `values` or nothing. Raises InputError."""
+    found = content.get(key)
+    if found is None or (isinstance(found, str) and found in values):
+        return found
+    wanted = " or ".join(f'"{value}"' for value in values)
+    raise InputError(InvalidRequest(f'"{key}" is not {wanted}'), key)
+
+
+def _written(result: Result, as_base64: bool) -> object:
+    if result.embedding is None or not as_base64:
+        return result.embedding
+    return base64.b64encode(result.embedding.astype("<f4").tobytes()).decode()
+
+
+def models(spec: ModelSpec) -> list[Json]:
+    """What `GET /v1/models` lists: the one that is served."""
+    return [{"id": spec.tag, "object": "model", "created": 0, "owned_by": "image-embedder"}]

@@ -1,0 +1,136 @@
+"""`POST /embed` as text-embeddings-inference has it: `{"inputs": ...}` in, bare vectors out, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, RootModel
+
+from embedder.engine import Result
+from embedder.errors import (
+    Draining,
+    EmbedderError,
+    InputError,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+)
+from embedder.http.body import Body
+from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, Reply, expected_model, json_reply
+from embedder.http.dialects.documents import (
+    EXAMPLE_URL,
+    URL_TEXT,
+    example_embedding,
+    json_content,
+    of_model,
+    operation,
+)
+from embedder.http.dialects.texts import PROBE_HEADER, Texts
+from embedder.model.spec import ModelSpec
+
+
+class InputsRequest(BaseModel):
+    """Images to embed. What else clients send is ignored, `truncate` for one."""
+
+    inputs: str | list[str]
+    normalize: bool | None = None
+    dimensions: int | None = None
+
+
+class InputsResponse(RootModel[list[list[float]]]):
+    """A vector for each input, in their order."""
+
+
+class TEI:
+    paths = ("/embed",)
+    media_types = JSON_TYPES
+    key = "inputs"
+    request_model = InputsRequest
+    response_model = InputsResponse
+
+    def __init__(self, spec: Callable[[], ModelSpec], max_inputs: int, texts: Texts) -> None:
+        self._spec = spec
+        self._max_inputs = max_inputs
+        self._texts = texts
+
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
+        inputs = content["inputs"]
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        if not isinstance(texts, list) or not texts:
+            raise InvalidRequest('"inputs" is neither text nor a list with texts')
+        if len(texts) > self._max_inputs:
+            raise InvalidRequest(f"the body has {len(texts)} inputs; the limit is {self._max_inputs}")
+        if not (content.get("normalize") is None or content["normalize"] is True):
+            raise InvalidRequest("embeddings are always normalized")
+        dimensions = content.get("dimensions")
+        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != self._spec().dimension):
+            raise InvalidRequest(f"the embeddings have {self._spec().dimension} dimensions, and no others")
+        sources = []
+        for index, text in enumerate(texts):
+            try:
+                if not isinstance(text, str):
+                    raise InvalidRequest("it is not text")
+                sources.append(self._texts.image(text))
+            except EmbedderError as error:
+                raise InputError(error, f"inputs[{index}]") from error
+        probed = any(map(self._texts.is_probe, texts))
+        return Query(sources, options=probed, model=expected_model(content))
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+        for index, result in enumerate(results):
+            if result.error is not None:
+                raise InputError(result.error, f"inputs[{index}]")
+        headers = {PROBE_HEADER: "true"} if query.options else None
+        return json_reply([result.embedding for result in results], headers=headers)
+
+    def error(self, error: EmbedderError) -> Reply:
+        cause, where = (error.cause, f"{error.param}: ") if isinstance(error, InputError) else (error, "")
+        kind = next((name for of, name in _TYPES.items() if isinstance(cause, of)), "Validation")
+        content = {"error": f"{where}{error}", "error_type": kind, "code": error.code}
+        return json_reply(content, status=error.status)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        vector = {"type": "array", "items": {"type": "number"}, "minItems": spec.dimension}
+        request = {
+            "type": "object",
+            "description": "Images to embed, for clients of text-embeddings-inference. Other keys are ignored.",
+            "properties": {
+                "inputs": {
+                    "description": "http(s) or `data:` URLs.",
+                    "anyOf": [
+                        URL_TEXT,
+                        {"type": "array", "items": URL_TEXT, "minItems": 1, "maxItems": self._max_inputs},
+                    ],
+                },
+                "normalize": {"enum": [True, None], "description": "All embeddings have norm 1."},
+                **of_model(spec),
+            },
+            "required": ["inputs"],
+        }
+        return Documentation(
+            operation=operation(
+                summary="The embedding of one image",
+                description="",
+                takes=json_content("InputsRequest", {"inputs": [EXAMPLE_URL]}),
+                answers=json_content("InputsResponse", [example_embedding(spec)]),
+                render=self.error,
+                error_schema="TEIError",
+            ),
+            schemas={
+                "InputsRequest": request,
+                "InputsResponse": {"type": "array", "items": vector, "minItems": 1},
+                "TEIError": _ERROR_SCHEMA,
+            },
+        )
+
+
+# As in text-embeddings-inference's router/src/lib.rs.
+_TYPES = {Overloaded: "Overloaded", Draining: "Unhealthy", InternalError: "Backend"}
+
+_ERROR_SCHEMA: Json = {
+    "type": "object",
+    "description": "An error as clients of text-embeddings-inference read it.",
+    "properties": {name: {"type": "string"} for name in ("error", "error_type", "code")},
+    "required": ["error", "error_type", "code"],
+}

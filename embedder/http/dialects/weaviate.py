@@ -1,0 +1,164 @@
+"""What Weaviate's self-hosted modules ask for: `POST /vectors` of img2vec-neural, `POST /vectorize` of multi2vec-clip.
+
+Its Go clients parse an answer before they look at its status, and an error's `error` must be a string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from embedder.engine import Result, Source
+from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
+from embedder.http.body import Body
+from embedder.http.dialects import JSON_TYPES, Documentation, Query, Reply, expected_model, json_reply
+from embedder.http.dialects.documents import (
+    EXAMPLE_BASE64,
+    EXAMPLE_ERRORS,
+    example_embedding,
+    json_content,
+    operation,
+)
+from embedder.http.dialects.native import error_reply
+from embedder.http.dialects.texts import url_or_base64
+from embedder.model.spec import ModelSpec
+
+
+class VectorsRequest(BaseModel):
+    """One image."""
+
+    id: str | None = Field(default=None, description="Comes back.")
+    image: str = Field(description="Base64, or a URL.", json_schema_extra={"format": "byte"})
+
+
+class VectorsResponse(BaseModel):
+    """Its embedding."""
+
+    id: str | None
+    vector: list[float]
+    dim: int
+    error: str = Field(description="Empty.")
+
+
+class Vectors:
+    paths = ("/vectors",)
+    media_types: Sequence[str] = JSON_TYPES
+    key = None
+    request_model: type[BaseModel] = VectorsRequest
+    response_model: type[BaseModel] = VectorsResponse
+
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
+        name = content.get("id")
+        if name is not None and not isinstance(name, str):
+            raise InvalidRequest('"id" is not text')
+        return Query([_image(content.get("image"))], options=name, model=expected_model(content))
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+        (result,) = results
+        if result.embedding is None:
+            raise result.error or InvalidRequest("no image")
+        content = {"id": query.options, "vector": result.embedding, "dim": len(result.embedding), "error": ""}
+        return json_reply(content)
+
+    def error(self, error: EmbedderError) -> Reply:
+        return error_reply(error)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        vector = example_embedding(spec)
+        return Documentation(
+            operation=operation(
+                summary="The embedding of one image, for Weaviate's img2vec-neural",
+                description="One that fails fails the request.",
+                takes=json_content("VectorsRequest", {"id": "1_0", "image": EXAMPLE_BASE64}),
+                answers=json_content(
+                    "VectorsResponse", {"id": "1_0", "vector": vector, "dim": spec.dimension, "error": ""}
+                ),
+            ),
+            schemas={
+                "VectorsRequest": VectorsRequest.model_json_schema(),
+                "VectorsResponse": VectorsResponse.model_json_schema(),
+            },
+        )
+
+
+class VectorizeRequest(BaseModel):
+    """Some images."""
+
+    images: list[Annotated[str, WithJsonSchema({"type": "string", "format": "byte"})]] | None = Field(
+        default=None, description="Base64, or URLs."
+    )
+    texts: list[str] | None = Field(default=None, description="None: text has no vectors here.", max_length=0)
+
+
+class VectorizeResponse(BaseModel):
+    """Their embeddings, in their order."""
+
+    textVectors: list[list[float]]
+    imageVectors: list[list[float]]
+    error: str = Field(description="Empty.")
+
+
+class Vectorize:
+    paths = ("/vectorize",)
+    media_types = JSON_TYPES
+    key = None
+    request_model = VectorizeRequest
+    response_model = VectorizeResponse
+
+    def __init__(self, max_inputs: int) -> None:
+        self._max_inputs = max_inputs
+
+    async def parse(self, body: Body) -> Query:
+        content = await body.json()
+        # Its absent keys were nulls once.
+        images, texts = ([] if content.get(key) is None else content[key] for key in ("images", "texts"))
+        if not isinstance(images, list) or not isinstance(texts, list):
+            raise InvalidRequest('"images" or "texts" is no list')
+        if texts:
+            raise TextNotSupported(repr(str(texts[0])[:40]))
+        if len(images) > self._max_inputs:
+            raise InvalidRequest(f"the body has {len(images)} images; the limit is {self._max_inputs}")
+        sources = []
+        for index, image in enumerate(images):
+            try:
+                sources.append(_image(image))
+            except EmbedderError as error:
+                raise InputError(error, f"images[{index}]") from error
+        return Query(sources, model=expected_model(content))
+
+    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+        for index, result in enumerate(results):
+            if result.error is not None:
+                raise InputError(result.error, f"images[{index}]")
+        return json_reply(
+            {"textVectors": [], "imageVectors": [result.embedding for result in results], "error": ""}
+        )
+
+    def error(self, error: EmbedderError) -> Reply:
+        where = f"{error.param}: " if isinstance(error, InputError) else ""
+        return json_reply({"error": f"{where}{error}", "code": error.code}, status=error.status)
+
+    def document(self, spec: ModelSpec) -> Documentation:
+        answer = {"textVectors": [], "imageVectors": [example_embedding(spec)], "error": ""}
+        return Documentation(
+            operation=operation(
+                summary="The embeddings of images, for Weaviate's multi2vec-clip",
+                description=f"Up to {self._max_inputs}. One that fails fails the request.",
+                takes=json_content("VectorizeRequest", {"images": [EXAMPLE_BASE64]}),
+                answers=json_content("VectorizeResponse", answer),
+                errors=(*EXAMPLE_ERRORS, TextNotSupported("'cat'")),
+            ),
+            schemas={
+                "VectorizeRequest": VectorizeRequest.model_json_schema(),
+                "VectorizeResponse": VectorizeResponse.model_json_schema(),
+            },
+        )
+
+
+def _image(given: Any) -> Source:  # Any: JSON
+    if not isinstance(given, str) or not given:
+        raise InvalidRequest("an image is missing: send its file in base64")
+    return url_or_base64(given)

@@ -1,0 +1,95 @@
+"""Requests of more images than are in work at once: others are served beside them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from embedder.engine import SHARED_WINDOW
+from tests.answers import Held, with_length
+from tests.origin import Origin
+from tests.pictures import data_url
+from tests.server import Server, until
+from tests.traffic import post
+
+COUNT = 1000
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+    """One worker, which waits long for images, and keeps no embeddings."""
+    environ = {
+        "BENTOML_HOME": str(store),
+        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+        "EMBEDDER_CACHE_ENTRIES": "0",
+        "EMBEDDER_FETCH_TIMEOUT_S": "40",
+        "EMBEDDER_WORKERS": "1",
+    }
+    with Server(tmp_path_factory.mktemp("one") / "log", environ) as server:
+        yield server
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture
+def held(origin: Origin, photo: bytes) -> Iterator[Held]:
+    """Holds every answer below /held until it is released."""
+    answer = Held(with_length(photo))
+    for number in range(COUNT):
+        origin.raw(f"/held/{number}.jpg", answer)
+    yield answer
+    answer.release()
+
+
+def body(origin: Origin) -> dict[str, object]:
+    return {
+        "input": [origin.url(f"/held/{number}.jpg") for number in range(COUNT)],
+        "encoding_format": "base64",
+    }
+
+
+def asked_for(origin: Origin) -> int:
+    return sum(request.path.startswith("/held/") for request in origin.requests)
+
+
+def test_it_holds_a_few_places_and_others_are_served_beside_it(
+    one: Server, origin: Origin, held: Held, photo: bytes
+) -> None:
+    before = asked_for(origin)
+    with ThreadPoolExecutor(1) as client:
+        large = client.submit(one.post, "/v1/embeddings", body(origin))
+        until(lambda: one.metric("embedder_in_flight_images") == SHARED_WINDOW)
+        assert one.post("/embed", {"url": data_url(photo)}).status_code == 200
+        assert asked_for(origin) - before == SHARED_WINDOW
+        held.release()
+        answer = large.result()
+    assert answer.status_code == 200
+    assert len(answer.json()["data"]) == COUNT
+    assert asked_for(origin) - before == COUNT
+    until(lambda: one.metric("embedder_in_flight_images") == 0)
+
+
+def test_a_client_that_leaves_ends_it(one: Server, origin: Origin, held: Held) -> None:
+    before = asked_for(origin)
+    with closing(socket.create_connection(("127.0.0.1", one.port), timeout=60)) as connection:
+        connection.sendall(post("/v1/embeddings", body(origin)))
+        until(lambda: one.metric("embedder_in_flight_images") == SHARED_WINDOW)
+    until(lambda: one.metric("embedder_in_flight_images") == 0)
+    held.release()
+    assert asked_for(origin) - before == SHARED_WINDOW
+
+
+def test_a_bad_image_among_many_is_named_and_the_others_were_not_in_vain(one: Server, photo: bytes) -> None:
+    inputs = [data_url(photo)] * 100
+    inputs[70] = "http://10.0.0.1/x.jpg"
+    answer = one.post("/v1/embeddings", {"input": inputs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[70]")
+    content = one.post("/v1/embeddings", {"input": inputs, "errors": "null"}).json()
+    assert [index for index, item in enumerate(content["data"]) if item["embedding"] is None] == [70]
+    assert json.dumps(content["errors"]).count('"index"') == 1
