@@ -15,7 +15,8 @@ from scripts import settings_page
 
 DEFAULTS: dict[str, object] = {
     "model": "resnet18:latest", "precision": "fp32", "threads": 1, "batching": "eager", "port": 8000,
-    "max_batch_size": 32, "max_urls": 64, "max_body_bytes": 32_000_000, "max_image_bytes": 20_000_000,
+    "max_batch_size": 32, "max_urls": 64, "max_inputs": 2048, "probe_inputs": (), "cors_origins": (),
+    "max_body_bytes": 32_000_000, "max_image_bytes": 20_000_000,
     "max_image_pixels": 50_000_000, "max_in_flight_images": 256, "fetch_timeout_s": 10.0, "connect_timeout_s": 2.0,
     "decode_timeout_s": 10.0, "formats": (),
     "max_redirects": 5, "allowed_hosts": (), "allowed_ports": frozenset({80, 443}), "allowed_networks": (),

@@ -6,7 +6,7 @@ Service.to_asgi, .apis,     the gate around the application; the whole OpenAPI d
 user_middleware,            BentoML's deadline runs the request in another task: the gate has one that reaches it
   TimeoutMiddleware
 OpenTelemetryMiddleware     dropped where no exporter is set: its spans would go nowhere
-BentoMLContainer            whether tracing is on
+BentoMLContainer            whether tracing is on; who reads the metrics of all workers
 main-openapi.html,          the OpenAPI page
   static_content
 PROMETHEUS_MULTIPROC_DIR    the folder that BentoML's workers have for their metrics, empty when they start
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import struct
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -48,7 +49,7 @@ def _check() -> None:
         dispatcher is not None
         and set(inspect.signature(dispatcher.__init__).parameters) >= made_with
         and all(hasattr(Service, name) for name in ("to_asgi", "openapi_spec", "apis"))
-        and all(hasattr(BentoMLContainer, name) for name in ("config",))
+        and all(hasattr(BentoMLContainer, name) for name in ("config", "metrics_client"))
         and hasattr(Starlette(), "user_middleware")
         and _PAGE.is_file()
         and _ASSETS.is_dir()
@@ -95,6 +96,8 @@ class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no typ
         if BentoMLContainer.config.tracing.exporter_type.get() is None:
             unwanted.append(OpenTelemetryMiddleware)
         app.user_middleware = [m for m in app.user_middleware if m.cls not in unwanted]
+        reader = BentoMLContainer.metrics_client.get()
+        reader.generate_latest = read_again(reader.generate_latest)  # type: ignore[method-assign]
         return self.gated(app, self.dialects)
 
 
@@ -115,6 +118,18 @@ def metrics_folder() -> Path | None:
     """Where workers keep their metrics; None in a process that is no worker."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
+
+
+def read_again(read: Callable[[], bytes]) -> Callable[[], bytes]:
+    """`read`, a few times if it meets a worker's file of metrics that is just made: that is empty for a moment."""
+
+    def reading() -> bytes:
+        for _ in range(9):
+            with suppress(struct.error):  # what prometheus_client raises for an empty file
+                return read()
+        return read()
+
+    return reading
 
 
 def docs_page() -> str:

@@ -129,9 +129,8 @@ class _Form:
         if len(self.parts) == self._max_parts:
             raise InvalidRequest(f"the form has over {self._max_parts} fields")
         self._field, self._value, self._head = b"", b"", dict[bytes, bytes]()
-        self._data = (
-            bytearray()
-        )  # a list of pieces would take 60 times the memory of a body sent byte by byte
+        # Not a list of pieces: of a body sent byte by byte that would take 60 times its memory.
+        self._data = bytearray()
 
     def header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]

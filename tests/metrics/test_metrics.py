@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from embedder import errors
+from embedder.http.bentoml_private import read_again
 from embedder.metrics.measures import FETCH_FAILURES
 from embedder.runtime.memory import resident_memory_bytes
 from tests import pictures
@@ -286,3 +289,19 @@ def test_this_process_has_resident_memory() -> None:
         with_block = resident_memory_bytes()
     assert with_block - without_block > 40_000_000
     assert with_block - resident_memory_bytes() > 40_000_000
+
+
+def test_a_file_that_a_worker_is_making_does_not_fail_who_asks(tmp_path: Path) -> None:
+    file = tmp_path / "gauge_all_7.db"
+    file.touch()  # prometheus_client makes it, then gives it its size
+
+    def read() -> bytes:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+        try:
+            return generate_latest(registry)
+        except struct.error:
+            file.write_bytes(bytes(mmap.PAGESIZE))
+            raise
+
+    assert read_again(read)() == b""

@@ -187,8 +187,8 @@ def failed(store: Store, run: Call | subprocess.CompletedProcess[str]) -> str:
     assert run.stdout == ""
     assert store.left_behind() == []
     *steps, line = run.stderr.splitlines()
-    # A step of ours, or the bar of torch's download.
-    assert all(re.match(r" *\d+\.\d( s  |%$)", step) for step in steps if step), run.stderr
+    # A step of ours, or the bar of torch's download: its own, or tqdm's where that is installed.
+    assert all(re.match(r" *(\d+\.\d( s  |%$)|\d+%\|)", step) for step in steps if step), run.stderr
     return line
 
 

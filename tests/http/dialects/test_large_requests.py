@@ -18,7 +18,7 @@ from tests.pictures import data_url
 from tests.server import Server, until
 from tests.traffic import post
 
-COUNT = 1000
+COUNT = 200
 
 
 @pytest.fixture(scope="module")
