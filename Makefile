@@ -36,7 +36,7 @@ Develop
 
 Prove (minutes)
   make test-container  build an image; measure its size, times, memory and rights: as container
-  make overload        load, faults and hostile clients, each with its limit: ONLY=killed,gone; takes wrk, nginx
+  make overload        load, faults and hostile clients, each with its limit: ONLY=killed,gone; takes nginx
   make soak            good and hostile traffic, and what the service keeps of it: MINUTES=30
   make fuzz            a coverage-guided fuzzer: MINUTES=10
   make bench           measure the service beside others: QUICK=1; takes wrk, nginx

@@ -109,24 +109,30 @@ class Server:
 
     def decoders(self) -> set[int]:
         """The processes that decode for them."""
-        return {
-            int(child)
-            for worker in self.workers()
-            for thread in Path(f"/proc/{worker}/task").iterdir()
-            for child in thread.joinpath("children").read_text().split()
-        }
+        decoders: set[int] = set()
+        for worker in self.workers():
+            for thread in Path(f"/proc/{worker}/task").iterdir():
+                with suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
+                    decoders.update(map(int, thread.joinpath("children").read_text().split()))
+        return decoders
 
     def descriptors(self) -> int:
-        """How many files and sockets all its processes below the first have open."""
-        return sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in self.children())
+        """How many files and sockets all its processes below the first have open, decoders too."""
+        return sum(self._of_each(lambda process: len(list(Path(f"/proc/{process}/fd").iterdir()))).values())
 
     def resident_bytes(self) -> dict[int, int]:
-        """The memory of each process below the first."""
+        """The memory of each process below the first, decoders too."""
         page = os.sysconf("SC_PAGE_SIZE")
-        return {
-            process: int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page
-            for process in self.children()
-        }
+        return self._of_each(
+            lambda process: int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page
+        )
+
+    def _of_each(self, figure: Callable[[int], int]) -> dict[int, int]:
+        figures = {}
+        for process in {*self.children(), *self.decoders()}:
+            with suppress(FileNotFoundError, ProcessLookupError):  # a decoder that was just ended
+                figures[process] = figure(process)
+        return figures
 
     def client_ports(self, worker: int) -> set[int]:
         """The clients' ports of the connections that `worker` has accepted."""

@@ -18,6 +18,9 @@ ANSWER_TIMEOUT_S = 90.0
 # For another request a connection is kept shorter than servers keep theirs (5 s here), so that none is sent
 # on one that is being closed.
 IDLE_S = 2.0
+FORM = "multipart/form-data; boundary=x"
+FORM_START = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+"""Of a body with that media type, up to the first byte of its file."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,12 @@ def post(path: str, body: object) -> bytes:
     return head(path, len(content)) + content
 
 
+def upload(path: str, data: bytes) -> bytes:
+    """A form whose one field is the file `data`."""
+    content = FORM_START + data + b"\r\n--x--\r\n"
+    return head(path, len(content), media_type=FORM) + content
+
+
 def go_away(port: int, url: str, *, after_s: float = 0.0) -> None:
     """Ask for the embedding of `url`, and leave before the answer."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -159,10 +168,10 @@ def go_away(port: int, url: str, *, after_s: float = 0.0) -> None:
         time.sleep(after_s)
 
 
-def head(path: str, length: int | None) -> bytes:
-    """The head of a POST of JSON of that length; None: in chunks."""
+def head(path: str, length: int | None, *, media_type: str = "application/json") -> bytes:
+    """The head of a POST with a body of that length; None: in chunks."""
     framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", framing]
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {media_type}", framing]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

@@ -5,7 +5,8 @@ python -m tests.tools.overload --only killed,gone    some of them
 
 Prints a line for each row: what was measured, what it is held to, and whether it is. Ends with 1 when any
 row fails. The service is a real one, with its usual settings where a row does not say otherwise, and without
-kept embeddings; photos come from nginx, 640 x 480, each under a URL of its own.
+kept embeddings. Half of the requests have a URL of their own, of a photo of 640 x 480 that nginx serves; a quarter
+bring such a photo in a form, and a quarter are OpenAI's, with 4 URLs each.
 
 The clients share the machine with the service: where cores are few, their times contain waiting for a core.
 Where anything else runs, no time and no rate means anything: the load average is printed first.
@@ -41,7 +42,6 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from benchmarks import load
 from benchmarks.origin import Origin as Nginx
 from benchmarks.photos import make_photos
 from embedder.http.body import BODY_TIMEOUT_S
@@ -53,7 +53,19 @@ from tests import pictures
 from tests.answers import hang, says, with_length
 from tests.origin import Origin
 from tests.server import Server, until
-from tests.traffic import Answer, Traffic, at_random, get, go_away, head, post, rate
+from tests.traffic import (
+    FORM,
+    FORM_START,
+    Answer,
+    Traffic,
+    at_random,
+    get,
+    go_away,
+    head,
+    post,
+    rate,
+    upload,
+)
 from tests.weights import save_pth, saved_model
 
 SIZE = "640"
@@ -124,26 +136,38 @@ class Scene:
         with Server(folder / "log", environ) as server:
             if warm:
                 server.post("/embed", {"url": next(self.photo_urls())}).raise_for_status()
-                load.warm(self.target(server), connections=CLIENTS, seconds=2)
+                uvloop.run(self._rate(server, CLIENTS, seconds=2))
             yield server
-
-    def target(self, server: Server) -> load.Target:
-        return load.Target(f"{server.url}/embed", self.nginx.prefix(SIZE), self.photos)
 
     def photo_urls(self, *, slow: bool = False) -> Iterator[str]:
         for number in self._numbers:
             yield f"{self.nginx.prefix(SIZE, slow=slow)}{number % self.photos}.jpg?n={number}"
 
-    def requests(self, *, slow: bool = False) -> Iterator[bytes]:
-        """Photos to embed, one each."""
-        return (post("/embed", {"url": url}) for url in self.photo_urls(slow=slow))
+    def requests(self) -> Iterator[bytes]:
+        """What clients ask for, in a mixture that is the same in every four."""
+        urls = self.photo_urls()
+        form = upload("/embed", self.photo())
+        while True:
+            yield post("/embed", {"url": next(urls)})
+            yield form
+            yield post("/embed", {"url": next(urls)})
+            yield post("/v1/embeddings", {"input": list(itertools.islice(urls, 4))})
+
+    def slow_requests(self) -> Iterator[bytes]:
+        return (post("/embed", {"url": url}) for url in self.photo_urls(slow=True))
 
     def photo(self) -> bytes:
         return (self.folder / "photos" / SIZE / "0.jpg").read_bytes()
 
     def peak(self, server: Server) -> float:
-        """As many photos a second as wrk gets embedded over 64 connections."""
-        return load.run(self.target(server), connections=64, seconds=8).rate
+        """As many requests a second as 64 clients get answered that each wait for their answer."""
+        return uvloop.run(self._rate(server, 64, seconds=8))
+
+    async def _rate(self, server: Server, clients: int, *, seconds: float) -> float:
+        traffic = Traffic(server.port)
+        begin_s = time.monotonic()
+        await traffic.in_turn(clients, self.requests(), lambda: time.monotonic() < begin_s + seconds)
+        return rate(traffic.answers, begin_s, begin_s + seconds)
 
     @cached_property
     def usual_rate(self) -> float:
@@ -292,7 +316,7 @@ async def _slow_origin(scene: Scene, server: Server, per_s: float) -> Iterable[C
     async def beside_slow(*numbers: int) -> None:
         lead_s = FETCH_TIMEOUT_S  # until as many wait as ever will
         moments = at_random(0.1 * per_s, lead_s + len(numbers) * seconds)
-        background = asyncio.ensure_future(Traffic(server.port).at(moments, scene.requests(slow=True)))
+        background = asyncio.ensure_future(Traffic(server.port).at(moments, scene.slow_requests()))
         await asyncio.sleep(lead_s)
         for number in numbers:
             await measured(number, beside_slow=True)
@@ -459,11 +483,18 @@ def bodies(scene: Scene) -> Iterable[Check]:
     """bodies that are too much"""
     megabyte = b"x" * 1_000_000
     urls = b",".join([b'"http://example.com/1.jpg"'] * 1_000_000)
+    form = head("/embed", 400_000_000, media_type=FORM) + FORM_START
     cases: dict[str, tuple[bytes, Sequence[bytes], int]] = {
         "400 MB": (head("/embed", 400_000_000), [megabyte] * 400, 413),
         "400 MB in chunks": (head("/embed", None), [b"F4240\r\n" + megabyte + b"\r\n"] * 400, 413),
         "200 000 deep": (*_sized("/embed", b'{"url":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), 400),
         "10^6 URLs": (*_sized("/embed_batch", b'{"urls":[' + urls + b"]}"), 400),
+        "400 MB in a form": (form, [megabyte] * 400, 413),
+        "400 MB in a form, in chunks": (
+            head("/embed", None, media_type=FORM) + b"%x\r\n%b\r\n" % (len(FORM_START), FORM_START),
+            [b"F4240\r\n" + megabyte + b"\r\n"] * 400,
+            413,
+        ),
         "10^7 empty arrays": (*_sized("/embed_batch", b'{"urls":[' + b"[]," * 10_000_000 + b"[]]}"), 400),
     }
     with scene.server() as server:
@@ -527,7 +558,7 @@ def _sized(path: str, body: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def slow_clients(scene: Scene) -> Iterable[Check]:
-    """200 half-sent heads, and 200 bodies at a byte a second"""
+    """200 half-sent heads, and 200 bodies at a byte a second, half of them forms"""
     per_s = scene.usual_rate
     with scene.server() as server:
         return uvloop.run(_slow_clients(scene, server, per_s, count=200))
@@ -542,7 +573,9 @@ async def _slow_clients(scene: Scene, server: Server, per_s: float, *, count: in
         return _percentile(answers, 99)
 
     async def beside_drips(seed: int) -> float:
-        dripping = [asyncio.ensure_future(_drip(server.port)) for _ in range(count)]
+        dripping = [
+            asyncio.ensure_future(_drip(server.port, form=number % 2 == 0)) for number in range(count)
+        ]
         found_ms = await p99_ms(seed)
         drips.extend(await asyncio.gather(*dripping))
         return found_ms
@@ -596,7 +629,7 @@ async def _half_a_head(port: int) -> tuple[bytes, float]:
     return answer, lived_s
 
 
-async def _drip(port: int) -> tuple[bytes, float]:
+async def _drip(port: int, *, form: bool) -> tuple[bytes, float]:
     """Sends a byte of a body each second until the connection is closed; what came, and after how long."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     begin_s = time.monotonic()
@@ -608,7 +641,7 @@ async def _drip(port: int) -> tuple[bytes, float]:
                 answer.extend(chunk)
 
     until_closed = asyncio.ensure_future(reading())
-    writer.write(head("/embed", 1000))
+    writer.write(head("/embed", 1000, media_type=FORM) + FORM_START if form else head("/embed", 1000))
     while not until_closed.done() and time.monotonic() - begin_s < REQUEST_TIMEOUT_S:
         writer.write(b" ")
         await asyncio.wait({until_closed}, timeout=1)
@@ -799,9 +832,8 @@ def main() -> int:
     names = parser.parse_args().only.split(",")
     if unknown := set(names) - ROWS.keys():
         parser.error(f"there is no row {', '.join(sorted(unknown))}")
-    for program, package in (("wrk", "wrk"), ("nginx", "nginx-light")):
-        if shutil.which(program) is None:
-            parser.error(f"{program} is not installed: apt-get install {package}")
+    if shutil.which("nginx") is None:
+        parser.error("nginx is not installed: apt-get install nginx-light")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     busy, cores = os.getloadavg()[0], available_cores()
@@ -827,7 +859,7 @@ def main() -> int:
 def _checks(row: Callable[[Scene], Iterable[Check]], scene: Scene) -> list[Check]:
     try:
         return list(row(scene))
-    except (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError, load.LoadError) as exc:
+    except (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError) as exc:
         return [Check(f"{type(exc).__name__}: {exc}", "to be measured", False)]
 
 

@@ -63,7 +63,7 @@ class Sample:
 
     minute: float
     memory_mb: float
-    """Resident, of all processes together."""
+    """Resident, of all processes together, decoders too."""
     descriptors: int
     threads: int
     files: int
@@ -88,7 +88,8 @@ class Seen:
     def note(self, answer: requests.Response) -> Any:  # Any: JSON
         """The content of `answer`, which is counted, and must be a documented one."""
         content = answer.json() if answer.headers.get("Content-Type") == "application/json" else {}
-        code = content.get("code") if isinstance(content, dict) else None
+        error = content.get("error") if isinstance(content, dict) else None
+        code = error.get("code") if isinstance(error, dict) else content.get("code") if error else None
         with self.lock:
             self.answers[f"{answer.status_code} {code or ''}".strip()] += 1
         if code not in DOCUMENTED.get(answer.status_code, set()):
@@ -132,7 +133,7 @@ def main() -> int:
 
 
 def _run(
-    server: Server, origin: Origin, images: Sequence[str], minutes: float, folders: Sequence[Path]
+    server: Server, origin: Origin, images: Mapping[str, bytes], minutes: float, folders: Sequence[Path]
 ) -> tuple[list[Sample], Seen]:
     """Samples of the `server`, which writes below `folders`, and what its clients saw.
 
@@ -148,7 +149,7 @@ def _run(
     def clients(seconds: float) -> list[threading.Thread]:
         end_s = time.monotonic() + seconds
         threads = [
-            threading.Thread(target=_Client(server, origin, known, seen, seed).run, args=(end_s,))
+            threading.Thread(target=_Client(server, origin, images, known, seen, seed).run, args=(end_s,))
             for seed in range(CLIENTS)
         ]
         for thread in threads:
@@ -182,9 +183,16 @@ class _Client:
     """Sends one request after the other, each of a random kind."""
 
     def __init__(
-        self, server: Server, origin: Origin, known: Mapping[str, Embedding], seen: Seen, seed: int
+        self,
+        server: Server,
+        origin: Origin,
+        files: Mapping[str, bytes],
+        known: Mapping[str, Embedding],
+        seen: Seen,
+        seed: int,
     ) -> None:
         self._server = server
+        self._files = files
         self._known = known
         self._images = list(known)
         self._hostile = [origin.url(f"/hostile/{name}") for name in HOSTILE]
@@ -197,7 +205,9 @@ class _Client:
     def run(self, end_s: float) -> None:
         kinds = {
             self._good: 60,
-            self._batch: 8,
+            self._upload: 8,
+            self._batch: 4,
+            self._openai: 4,
             self._bad: 25,
             self._body: 4,
             self._path: 1,
@@ -227,17 +237,40 @@ class _Client:
         else:
             self._seen.complain(f"a good image got {answer.status_code} {answer.text[:100]}")
 
+    def _upload(self) -> None:
+        image = self._chance.choice(self._images)
+        for content in self._answered("an upload", "/embed", files={"file": self._files[image]}):
+            self._check(image, content["embedding"])
+
     def _batch(self) -> None:
+        urls, fresh = self._urls()
+        for content in self._answered("a batch", "/embed_batch", json={"urls": fresh}):
+            self._check_all(urls, content["embeddings"])
+
+    def _openai(self) -> None:
+        urls, fresh = self._urls()
+        body = {"input": fresh, "errors": "null"}
+        for content in self._answered("OpenAI's", "/v1/embeddings", json=body):
+            self._check_all(urls, [item["embedding"] for item in content["data"]])
+
+    def _urls(self) -> tuple[list[str], list[str]]:
+        """Good and hostile ones, and what to ask for."""
         urls = [self._chance.choice(self._images + self._hostile) for _ in range(8)]
-        fresh = [self._fresh(url) if url in self._known else url for url in urls]
-        answer = self._post("/embed_batch", json={"urls": fresh})
+        return urls, [self._fresh(url) if url in self._known else url for url in urls]
+
+    def _answered(
+        self, what: str, path: str, **options: Any
+    ) -> Iterator[Any]:  # Any: requests' own, and JSON
+        """The content of a 200, if that comes. Anything else but 429 is a complaint."""
+        answer = self._post(path, **options)
         content = self._seen.note(answer)
-        if answer.status_code == 429:
-            return
-        if answer.status_code != 200:
-            self._seen.complain(f"a batch got {answer.status_code} {answer.text[:100]}")
-            return
-        for url, embedding in zip(urls, content["embeddings"], strict=True):
+        if answer.status_code == 200:
+            yield content
+        elif answer.status_code != 429:
+            self._seen.complain(f"{what} got {answer.status_code} {answer.text[:100]}")
+
+    def _check_all(self, urls: Sequence[str], embeddings: Sequence[list[float] | None]) -> None:
+        for url, embedding in zip(urls, embeddings, strict=True):
             if url in self._known:
                 self._check(url, embedding)
             elif embedding is not None:
@@ -277,6 +310,9 @@ BODIES: list[dict[str, object]] = [
     {"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
     {"data": b"x", "headers": {"Content-Type": "text/plain"}},
     {"json": {"url": 5}},
+    {"json": {"inputs": "a text"}},
+    {"files": {"file": b"no image at all"}},
+    {"data": b"--x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
     {"json": {"url": pictures.data_url(b"no image at all", "")}},
 ]
 
@@ -284,15 +320,16 @@ BODIES: list[dict[str, object]] = [
 HOSTILE = ("404", "hang", "drip", "reset", "text", "loop", *pictures.hostile())
 
 
-def _furnish(origin: Origin) -> list[str]:
-    """Gives `origin` its files; returns the URLs of good images."""
-    good = []
+def _furnish(origin: Origin) -> dict[str, bytes]:
+    """Gives `origin` its files; returns the URLs of good images, and these."""
+    good = {}
     kinds = ["640x480 JPEG", "1600x1067 JPEG", "500x700 PNG", "800x600 WEBP", "224x224 GIF", "4000x3000 JPEG"]
     for number, kind in enumerate(kinds):
         size, format = kind.split()
         width, height = map(int, size.split("x"))
-        origin.serve(f"/good/{number}", pictures.encoded(pictures.photo(width, height), format))
-        good.append(origin.url(f"/good/{number}"))
+        data = pictures.encoded(pictures.photo(width, height), format)
+        origin.serve(f"/good/{number}", data)
+        good[origin.url(f"/good/{number}")] = data
     for name, data in pictures.hostile().items():
         origin.serve(f"/hostile/{name}", data)
     origin.serve("/hostile/text", b"<html>" * 1000)
@@ -309,7 +346,9 @@ def _sample(server: Server, seen: Seen, folders: Sequence[Path], minute: float) 
     with seen.lock:
         recent_ms, seen.good_ms = seen.good_ms, []
         answers = seen.answers.total()
-    processes = [Path(f"/proc/{pid}") for pid in server.children()]
+    processes = [
+        Path(f"/proc/{pid}") for pid in server.children()
+    ]  # decoders, which may end, have one thread
     return Sample(
         minute=minute,
         memory_mb=sum(server.resident_bytes().values()) / 1e6,
