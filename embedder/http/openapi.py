@@ -74,7 +74,7 @@ def _description(engine: Engine) -> str:
         f"Limits: {settings.max_urls} URLs a batch, {errors.megabytes(settings.max_image_bytes)} and "
         f"{settings.max_image_pixels} pixels an image, {errors.megabytes(settings.max_body_bytes)} a body, "
         f"{settings.fetch_timeout_s:g} s and {settings.max_redirects} redirects a download.\n\n"
-        'Every error is `{"error": "what happened", "code": "snake_case"}`.'
+        'Every error is `{"error": "what happened", "code": "snake_case"}`, but for the routes of other clients.'
     )
 
 
