@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import models, transforms
 
 from tests.origin import Origin
 from tests.server import KEYS, ROOT, Server
-from tests.weights import save_pth, saved_model
 
 Reference = Callable[[bytes], NDArray[np.float32]]
 
 
 @pytest.fixture(scope="session")
-def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights, the `bentoml` that they were saved into by users' own command, and what that said.
+
+    It takes most of a minute, so xdist's workers have it in common.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "saved"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "stdout").exists():
+            from tests.weights import save_model, save_pth  # here: torch takes seconds to import
+
+            (folder / "temporary").mkdir(exist_ok=True)
+            pth = save_pth(folder / "discriminating.pth")
+            said = save_model(folder / "bentoml", pth, "int8", TMPDIR=str(folder / "temporary"))
+            (folder / "stderr").write_text(said.stderr)
+            (folder / "stdout").write_text(said.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights_file(saved: Path) -> Path:
     """Weights that tell photos apart, in torchvision's layout."""
-    path = tmp_path_factory.mktemp("weights") / "discriminating.pth"
-    save_pth(path)
-    return path
+    return saved / "discriminating.pth"
 
 
 @pytest.fixture(scope="session")
 def reference(weights_file: Path) -> Reference:
     """The service that this one replaces, with `weights_file`: image bytes → float32 (512,)."""
+    import torch
+    from torchvision import models, transforms
+
     network = models.resnet18()
     network.load_state_dict(torch.load(weights_file, weights_only=True))
     body = torch.nn.Sequential(*list(network.children())[:-1]).eval()
@@ -54,9 +76,12 @@ def reference(weights_file: Path) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, weights_file: Path) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, saved: Path) -> Path:
     """A BENTOML_HOME whose only model, fp32 and int8, was saved from `weights_file` by users' own command."""
-    return saved_model(tmp_path_factory.mktemp("bentoml"), weights_file, "int8")
+    home = tmp_path_factory.mktemp("bentoml")
+    shutil.copytree(saved / "bentoml" / "models", home / "models", copy_function=os.link)
+    (home / "bentos").mkdir()
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -53,10 +53,20 @@ def save_pth(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def saved_model(home: Path, pth: Path, precision: str = "fp32") -> Path:
-    """Makes `home` a BENTOML_HOME whose model is saved from `pth` by users' own command; gives `home`."""
+def save_model(
+    home: Path, pth: Path, precision: str = "fp32", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Makes `home` a BENTOML_HOME whose model is saved from `pth` by users' own command."""
     save = (sys.executable, ROOT / "scripts" / "save_model.py", "--weights", pth, "--precision", precision)
-    subprocess.run(save, env={**plain_environ(), "BENTOML_HOME": str(home)}, check=True)
+    environ = {**plain_environ(), "BENTOML_HOME": str(home), **environ}
+    done = subprocess.run(save, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def saved_model(home: Path, pth: Path) -> Path:
+    """The same, in fp32; gives `home`."""
+    save_model(home, pth)
     return home
 
 

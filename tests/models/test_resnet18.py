@@ -24,7 +24,6 @@ from models.resnet18 import (
     Embedder,
     Weights,
     check_export,
-    export_onnx,
     file_weights,
     imagenet_weights,
     sample_photos,
@@ -39,9 +38,9 @@ from tests.weights import (
 )
 
 
-@pytest.fixture(scope="module")
-def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pth(tmp_path_factory.mktemp("weights") / "a.pth")
+@pytest.fixture(scope="session")
+def pth(weights_file: Path) -> Path:
+    return weights_file
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +49,10 @@ def weights(pth: Path) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def exported(weights: Weights) -> bytes:
-    return export_onnx(weights)
+def exported(store: Path) -> bytes:
+    """What `export_onnx` made of `weights`, for the store."""
+    (file,) = store.glob("models/resnet18/*/fp32.onnx")
+    return file.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_untrained_weights_have_the_batch_statistics_of_the_sample_photos(untrai
 
 
 def test_a_file_gives_its_weights_and_where_they_come_from(pth: Path, weights: Weights) -> None:
-    assert (weights.name, weights.source, weights.trained) == ("a.pth", "a.pth", True)
+    assert (weights.name, weights.source, weights.trained) == (pth.name, pth.name, True)
     assert weights.sha256 == hashlib.sha256(pth.read_bytes()).hexdigest()
     assert torch.equal(weights.state_dict["conv1.weight"], discriminating_state_dict()["conv1.weight"])
 

@@ -330,7 +330,7 @@ def test_a_bundle_of_certificates_that_is_not_there_is_said_in_one_line(fake_che
 
 @in_own_venv
 def test_make_serve_serves_and_serves_again(tmp_path: Path, photo_request: str) -> None:
-    environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path)}
+    environ = {**plain_environ(), "BENTOML_HOME": str(tmp_path), "EMBEDDER_WORKERS": "1"}
     for round_ in ("first", "second"):
         port = free_port()
         command = ["make", "serve", f"PORT={port}", "WEIGHTS=untrained"]

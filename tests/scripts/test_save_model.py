@@ -41,8 +41,22 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "save_model.py"
 
 
+# The calls are about the store: what they make of the same weights and images is made once.
 CALLS = """
 import contextlib, io, json, os
+from models import quantize, resnet18
+
+def once(module, name, key, made):
+    make = getattr(module, name)
+    setattr(module, name, lambda *given: made.get(key(*given)) or made.setdefault(key(*given), make(*given)))
+
+import bentoml
+stored = bentoml.models.get("resnet18:latest")
+exported = {stored.info.metadata["weights_sha256"]: Path(stored.path_of("fp32.onnx")).read_bytes()}
+once(resnet18, "export_onnx", lambda weights: weights.sha256, exported)
+once(resnet18, "check_export", lambda onnx, weights: onnx, {})
+once(quantize, "quantize", lambda fp32, pixels: (fp32, pixels.tobytes()), {})
+once(quantize, "fidelity", lambda fp32, int8, pixels: (int8, pixels.tobytes()), {})
 models = Path(os.environ["BENTOML_HOME"], "models", "resnet18")
 for arguments, url in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -131,6 +145,9 @@ class Store:
     def model(self, version: str, file: str) -> Path:
         return self.home / "models" / "resnet18" / version / file
 
+    def megabytes(self) -> str:
+        return f"{sum(file.stat().st_size for file in self.home.rglob('*.onnx')) / 1e6:.1f}"
+
     @property
     def latest(self) -> str:
         """The version of the latest model."""
@@ -160,18 +177,15 @@ def store(tmp_path: Path) -> Store:
     return Store.below(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pth(tmp_path_factory.mktemp("weights") / "a.pth")
+@pytest.fixture(scope="session")
+def pth(weights_file: Path) -> Path:
+    return weights_file
 
 
-@pytest.fixture(scope="module")
-def first_run(
-    tmp_path_factory: pytest.TempPathFactory, pth: Path
-) -> tuple[Store, subprocess.CompletedProcess[str]]:
-    """A store that holds a.pth's model, and what the script said when it saved it."""
-    store = Store.below(tmp_path_factory.mktemp("first"))
-    return store, store.run("--weights", pth)
+@pytest.fixture(scope="session")
+def first_run(saved: Path) -> tuple[Store, Path]:
+    """A store that holds `pth`'s model, fp32 and int8, and what the script said when it saved it."""
+    return Store.below(saved), saved
 
 
 @pytest.fixture
@@ -195,18 +209,18 @@ def failed(store: Store, run: Call | subprocess.CompletedProcess[str]) -> str:
 # What is saved
 
 
-def test_it_says_what_it_does_and_what_it_saved_where(
-    first_run: tuple[Store, subprocess.CompletedProcess[str]], pth: Path
-) -> None:
-    store, run = first_run
-    assert run.returncode == 0, run.stderr
-    assert [line.split(" s  ")[1] for line in run.stderr.splitlines()] == [
-        *("loading torch", f"getting the weights: {pth}", "exporting to ONNX"),
-        *("comparing with torch on 8 photos", "saving"),
+def test_it_says_what_it_does_and_what_it_saved_where(first_run: tuple[Store, Path], pth: Path) -> None:
+    store, said = first_run
+    *steps, measured, saving = (said / "stderr").read_text().splitlines()
+    assert [line.split(" s  ")[1] for line in (*steps, saving)] == [
+        *("loading torch", f"getting the weights: {pth}", "decoding calibration images", "exporting to ONNX"),
+        *("comparing with torch on 8 photos", "making int8 with 112 images"),
+        *("comparing int8 with fp32 on 112 other images", "saving"),
     ]
-    onnx = store.model(store.latest, "fp32.onnx")
-    size = onnx.stat().st_size / 1e6
-    assert run.stdout == f"saved resnet18:{store.latest} (a.pth, {size:.1f} MB) in {onnx.parent}\n"
+    assert " s  int8: cosine with fp32 " in measured
+    where = store.model(store.latest, "")
+    saved = f"saved resnet18:{store.latest} ({pth.name}, {store.megabytes()} MB) in {where}\n"
+    assert (said / "stdout").read_text() == saved
     assert store.left_behind() == []
 
 
@@ -232,10 +246,11 @@ def test_bentoml_gives_back_the_documented_metadata_without_torch(
     metadata, labels, torch_was_imported = json.loads(run.stdout)
     cosine = metadata["precisions"]["fp32"].pop("min_cosine_to_torch")
     assert 0.99999 <= cosine <= 1
+    assert metadata["precisions"].pop("int8")["calibration"] == "sample photos"
     assert metadata == {
         "architecture": "resnet18",
-        "weights": "a.pth",
-        "weights_source": "a.pth",
+        "weights": pth.name,
+        "weights_source": pth.name,
         "weights_sha256": sha256_of(pth),
         "trained": True,
         "dimension": 512,
@@ -257,7 +272,7 @@ def test_bentoml_gives_back_the_documented_metadata_without_torch(
         },
     }
     assert Preprocessing.from_metadata(metadata["preprocessing"]) == PREPROCESSING
-    assert labels == {"weights": "a.pth", "trained": "true"}
+    assert labels == {"weights": pth.name, "trained": "true"}
     assert not torch_was_imported
 
 
@@ -273,11 +288,16 @@ def test_if_the_latest_model_has_the_weights_nothing_is_done_and_torch_is_not_ne
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout == f"resnet18:latest has the {pth} weights already\n"
     assert stored.listing() == before
-    # Neither is another file of the same name taken for it, nor a model for another preprocessing.
-    same_name = save_pth(tmp_path / "a.pth", seed=1)
+    # Neither is another file of the same name taken for it, nor another precision, nor other preprocessing.
+    same_name = save_pth(tmp_path / pth.name, seed=1)
     run = stored.run("--if-missing", "--weights", same_name, PYTHONPATH=str(tmp_path))
     assert failed(stored, run).startswith("save_model: torch is not installed")
     description = stored.model(stored.latest, "model.yaml")
+    whole = description.read_text()
+    description.write_text(whole.replace("    int8:\n", "    int4:\n"))
+    run = stored.run("--if-missing", "--weights", pth, "--precision", "int8", PYTHONPATH=str(tmp_path))
+    assert failed(stored, run).startswith("save_model: torch is not installed")
+    description.write_text(whole)
     description.write_text(description.read_text().replace("    version: 1\n", "    version: 0\n"))
     assert stored.metadata(stored.latest)["preprocessing"]["version"] == 0
     run = stored.run("--if-missing", "--weights", pth, PYTHONPATH=str(tmp_path))
@@ -286,11 +306,9 @@ def test_if_the_latest_model_has_the_weights_nothing_is_done_and_torch_is_not_ne
 
 @pytest.fixture(scope="module")
 def story(
-    tmp_path_factory: pytest.TempPathFactory,
-    first_run: tuple[Store, object],
-    pth: Path,
+    tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path
 ) -> tuple[Store, str, list[Call]]:
-    """A store with a.pth's model, and the quick start in it: twice offline, twice online; a.pth again."""
+    """A store with `pth`'s model, and the quick start in it: twice offline, twice online; `pth` again."""
     store = Store.below(tmp_path_factory.mktemp("story"))
     shutil.copytree(first_run[0].home, store.home)
     content = pth.read_bytes()
@@ -311,13 +329,14 @@ def story(
 def test_offline_the_quick_start_saves_untrained_weights_once_and_warns_each_time(
     story: tuple[Store, str, list[Call]],
 ) -> None:
-    _, _, (first, again, *_) = story
+    store, _, (first, again, *_) = story
     for call in (first, again):
         assert call.status == 0
         assert "\nWARNING: the model has UNTRAINED weights." in call.stderr
     assert "can't be downloaded: [Errno 111] Connection refused\n" in first.stderr
     assert first.stdout.startswith(f"saved resnet18:{first.latest} (untrained, ")
     assert len(first.versions) == 2
+    assert store.metadata(first.latest)["trained"] is False
     assert again.stdout == "resnet18:latest has untrained weights already\n"
     assert (again.latest, again.versions) == (first.latest, first.versions)
 
@@ -338,16 +357,16 @@ def test_online_again_the_quick_start_saves_the_real_weights_once(
 
 
 def test_earlier_weights_become_the_latest_again_and_the_versions_are_counted(
-    story: tuple[Store, str, list[Call]],
+    story: tuple[Store, str, list[Call]], pth: Path
 ) -> None:
     store, _, (*_, before, call) = story
     assert call.status == 0
     assert {*call.versions} == {*before.versions, call.latest}
-    assert store.metadata(call.latest)["weights"] == "a.pth"
+    assert store.metadata(call.latest)["weights"] == pth.name
     saved, counted = call.stdout.splitlines()
-    assert saved.startswith(f"saved resnet18:{call.latest} (a.pth, ")
-    size = 4 * store.model(call.latest, "fp32.onnx").stat().st_size / 1e6
-    assert counted.startswith(f"the store holds 4 versions of resnet18, {size:.1f} MB: `bentoml models list")
+    assert saved.startswith(f"saved resnet18:{call.latest} ({pth.name}, ")
+    size = store.megabytes()
+    assert counted.startswith(f"the store holds 4 versions of resnet18, {size} MB: `bentoml models list")
 
 
 # int8
@@ -372,7 +391,7 @@ def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8_story(
     tmp_path_factory: pytest.TempPathFactory, first_run: tuple[Store, object], pth: Path, dark: Path
 ) -> tuple[Store, list[Call]]:
-    """In a store with a.pth's fp32 model: int8 from dark images, the same forced, and both once more."""
+    """In a store with `pth`'s model: int8 from dark images, the same forced, and both once more."""
     store = Store.below(tmp_path_factory.mktemp("int8"))
     shutil.copytree(first_run[0].home, store.home)
     (store.folder / "few").mkdir()
