@@ -193,12 +193,12 @@ async def test_a_small_picture_that_costs_seconds_is_stopped_long_before_the_tim
         assert await outcome(made, photo) == "JPEG"
 
 
-async def test_a_hundred_in_a_row_cost_nobody_else_anything(photo: bytes) -> None:
+async def test_twenty_in_a_row_cost_nobody_else_anything(photo: bytes) -> None:
     registry = CollectorRegistry()
     async with started(registry=registry) as made:
 
         async def attack() -> list[str]:
-            return [await outcome(made, ordered("crash")) for _ in range(100)]
+            return [await outcome(made, ordered("crash")) for _ in range(20)]
 
         attacked = asyncio.create_task(attack())
         others = 0
@@ -207,7 +207,7 @@ async def test_a_hundred_in_a_row_cost_nobody_else_anything(photo: bytes) -> Non
             others += 1
         assert {said.partition(":")[0] for said in await attacked} == {"bad_image"}
         assert others
-        assert registry.get_sample_value("embedder_decoders_lost_total", {"cause": "death"}) == 100
+        assert registry.get_sample_value("embedder_decoders_lost_total", {"cause": "death"}) == 20
         await all_there(made)
 
 

@@ -50,8 +50,9 @@ def test_pixels_are_those_of_torchvision(preprocessing: Preprocessing, size: tup
 # columns.
 @pytest.mark.parametrize("size", [(2300, 2200), (1300, 4000)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-@pytest.mark.parametrize("preprocessing", [RESNET, Preprocessing(518, 518, "bicubic")], ids=name)
-@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("orientation", "preprocessing"), [(1, RESNET), (6, Preprocessing(518, 518, "bicubic"))]
+)
 def test_strips_give_the_pixels_of_the_whole(
     orientation: int, preprocessing: Preprocessing, mode: str, size: tuple[int, int]
 ) -> None:

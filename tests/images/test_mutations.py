@@ -40,8 +40,8 @@ def test_each_kind_of_damage_changes_most_files() -> None:
     assert all(count < len(pictures.samples()) / 3 for count in same.values()), same
 
 
-@pytest.mark.parametrize("number", [0, 5 * COMBINATIONS + 123])
-def test_a_number_gives_the_same_file_in_every_process(tmp_path: Path, number: int) -> None:
+def test_a_number_gives_the_same_file_in_every_process(tmp_path: Path) -> None:
+    number = 5 * COMBINATIONS + 123
     command = [sys.executable, "-m", "tests.images.mutations", str(number), "--save", str(tmp_path / "file")]
     subprocess.run(command, cwd=ROOT, env=plain_environ(), check=True)
     saved = hashlib.sha256((tmp_path / "file").read_bytes())

@@ -26,6 +26,15 @@ PHOTOS = (
 SMALL = ((224, 224), (256, 256), (300, 200), (640, 427), (427, 640), (801, 601), (1500, 500), (257, 1023))
 LARGE = ((1600, 1067), (1067, 1600), (2047, 1365), (4000, 3000), (3001, 4003))
 
+MODES = {
+    "PNG": "LP",
+    "JPEG": ("L", "CMYK"),
+    "GIF": "P",
+    "BMP": "LP1",
+    "TIFF": ("L", "P", "1", "CMYK"),
+    "AVIF": "L",
+}
+
 
 def picture(name: str, size: tuple[int, int], format: str) -> bytes:
     with Image.open(Path(data_dir) / name) as photo:
@@ -55,7 +64,7 @@ def cosines(server: Server, origin: Origin, reference: Reference, pictures: list
 def test_vectors_are_the_recipes_where_nothing_is_scaled_while_decoding(
     server: Server, origin: Origin, reference: Reference, format: str
 ) -> None:
-    pictures = [picture(name, size, format) for name in PHOTOS for size in SMALL]
+    pictures = [picture(name, size, format) for name, size in zip(2 * PHOTOS, SMALL + SMALL[:4], strict=True)]
     assert min(cosines(server, origin, reference, pictures)) >= 0.9999
 
 
@@ -63,27 +72,9 @@ def test_vectors_are_the_recipes_for_pictures_in_grey_palettes_bits_and_inks(
     server: Server, origin: Origin, reference: Reference
 ) -> None:
     pictures = []
-    for name in PHOTOS:
+    for name in PHOTOS[:2]:
         with Image.open(Path(data_dir) / name) as photo:
-            for mode, format in (
-                *(
-                    ("L", "PNG"),
-                    ("L", "JPEG"),
-                    ("P", "PNG"),
-                    ("P", "GIF"),
-                    ("L", "BMP"),
-                    ("P", "BMP"),
-                    ("1", "BMP"),
-                ),
-                *(
-                    ("L", "TIFF"),
-                    ("P", "TIFF"),
-                    ("1", "TIFF"),
-                    ("CMYK", "TIFF"),
-                    ("CMYK", "JPEG"),
-                    ("L", "AVIF"),
-                ),
-            ):
+            for format, mode in ((format, mode) for format, modes in MODES.items() for mode in modes):
                 file = io.BytesIO()
                 photo.convert("RGB").convert(mode).save(file, format)
                 pictures.append(file.getvalue())
@@ -96,14 +87,14 @@ def test_vectors_are_the_recipes_for_pictures_in_grey_palettes_bits_and_inks(
 def test_vectors_of_large_png_and_webp_pictures_are_the_recipes(
     server: Server, origin: Origin, reference: Reference
 ) -> None:
-    pictures = [picture(name, (1600, 1067), format) for name in PHOTOS for format in ("PNG", "WEBP")]
+    pictures = [picture(name, (1600, 1067), format) for name in PHOTOS[:2] for format in ("PNG", "WEBP")]
     assert min(cosines(server, origin, reference, pictures)) >= 0.9999
 
 
 def test_vectors_of_large_jpegs_are_near_the_recipes(
     server: Server, origin: Origin, reference: Reference
 ) -> None:
-    pictures = [picture(name, size, "JPEG") for name in PHOTOS for size in LARGE]
+    pictures = [picture(name, size, "JPEG") for name, size in zip(PHOTOS, (*LARGE, LARGE[0]), strict=True)]
     assert min(cosines(server, origin, reference, pictures)) >= 0.999
 
 
