@@ -18,6 +18,13 @@ from tests.origin import Origin
 from tests.server import KEYS, ROOT, Server
 
 Reference = Callable[[bytes], NDArray[np.float32]]
+# Those that take longest, with `--no-loadscope-reorder`, so that no worker is left alone with one at the end. The
+# first of them makes the model that others wait for; the second needs none.
+FIRST = ("test_save_model.py", "test_decoders.py", "test_faults.py", "test_commands.py", "test_bento.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
