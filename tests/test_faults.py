@@ -394,7 +394,7 @@ def test_a_network_that_was_saved_damaged_ends_the_command_too(tmp_path: Path, o
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("BENTOML_HOME", "/tmp/none", "there is no model resnet18:latest"),  # noqa: S108 - it is not there
+        ("BENTOML_HOME", "{}/none", "there is no model resnet18:latest"),
         (
             "EMBEDDER_MAX_URLS",
             "many",
@@ -405,7 +405,7 @@ def test_a_network_that_was_saved_damaged_ends_the_command_too(tmp_path: Path, o
 def test_no_model_and_a_bad_setting_end_the_command_and_nothing_is_left(
     tmp_path: Path, store: Path, variable: str, value: str, reason: str
 ) -> None:
-    said = failed_start(tmp_path, {"BENTOML_HOME": str(store), variable: value})
+    said = failed_start(tmp_path, {"BENTOML_HOME": str(store), variable: value.format(tmp_path)})
     assert said[-1].startswith("Error: ")
     assert reason in said[-1]
     assert ("python scripts/save_model.py" in said[-1]) is (variable == "BENTOML_HOME")
