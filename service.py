@@ -65,7 +65,7 @@ class EmbedderService(bentoml_private.GatedService):
     def gated(app: Starlette, dialects: list[Dialect]) -> ASGIApp:
         gate = Gate(
             Admission(app, check_room=check_room),
-            Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec)),
+            routes(dialects),
             keys=APIKeys(settings.api_keys),
             metrics=engine.metrics,
             timeout_s=REQUEST_TIMEOUT_S,
@@ -75,7 +75,11 @@ class EmbedderService(bentoml_private.GatedService):
 
     @staticmethod
     def document(base: Json, dialects: list[Dialect]) -> Json:
-        return openapi_document(base, dialects, engine, Routes(dialects).open_paths(settings.open_routes))
+        return openapi_document(base, dialects, engine, routes(dialects).open_paths(settings.open_routes))
+
+
+def routes(dialects: list[Dialect]) -> Routes:
+    return Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec))
 
 
 def check_room() -> None:

@@ -162,7 +162,7 @@ class Gate:
 
 def _first(path: str) -> str:
     """The first segment of a path: what is below `/v1/` has errors in one shape, also where there is no route."""
-    return path.split("/", 2)[1]
+    return path.removeprefix("/").partition("/")[0]  # `OPTIONS *` has no slash
 
 
 def _refused_body(headers: Headers, exchange: Exchange) -> EmbedderError | None:

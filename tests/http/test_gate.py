@@ -224,7 +224,7 @@ async def passed(
             await asyncio.Event().wait()
         return messages.pop(0)
 
-    scope: Scope = {"type": "http", "path": path, "method": METHODS[path][0], "headers": []}
+    scope: Scope = {"type": "http", "path": path, "method": METHODS.get(path, ["OPTIONS"])[0], "headers": []}
     await gate(app, timeout_s=timeout_s)(scope, receive, send)
     return sent
 
@@ -260,6 +260,12 @@ def test_success_passes_unchanged_and_so_does_what_health_says() -> None:
     assert [message.get("body") for message in sent] == [None, b"123", b"456"]
     start, *_ = asyncio.run(passed(answering(503, b"not ready"), path="/readyz"))
     assert start["status"] == 503
+
+
+def test_a_request_for_the_server_itself_is_404() -> None:
+    start, body = asyncio.run(passed(answering(200, b""), path="*"))  # `OPTIONS *`, which has no path
+    assert start["status"] == 404
+    assert b'"code":"not_found"' in body["body"]
 
 
 def test_a_part_of_a_page_that_is_not_there_is_refused_in_our_shape(server: Server) -> None:
