@@ -46,6 +46,7 @@ class EmbedderError(Exception):
     status: int
     summary: ClassVar[str]
     """One clause for the API's documentation: when this is answered."""
+    retry_after_s: int | None = None
 
 
 class RequestError(EmbedderError):
@@ -215,8 +216,6 @@ class FetchTimeout(OriginError):
 class ServiceError(EmbedderError):
     """The service can't answer now; nothing is wrong with the request."""
 
-    retry_after_s: ClassVar[int | None] = None
-
 
 class Overloaded(ServiceError):
     code = "overloaded"
@@ -251,7 +250,7 @@ class InputError(EmbedderError):
         self.cause = cause
         self.param = param
         """What the request calls it."""
-        self.code, self.status = cause.code, cause.status
+        self.code, self.status, self.retry_after_s = cause.code, cause.status, cause.retry_after_s
         super().__init__(str(cause))
 
 

@@ -208,4 +208,4 @@ def test_an_inputs_error_is_its_causes_and_says_which_input() -> None:
     for cause in ONE_OF_EACH:
         error = InputError(cause, "input[3]")
         assert (str(error), error.code, error.status) == (str(cause), cause.code, cause.status)
-        assert (error.cause, error.param) == (cause, "input[3]")
+        assert (error.cause, error.param, error.retry_after_s) == (cause, "input[3]", cause.retry_after_s)

@@ -16,7 +16,7 @@ from typing import cast
 from starlette.responses import Response
 from starlette.types import Scope
 
-from embedder.errors import EmbedderError, InvalidRequest, MethodNotAllowed, ServiceError, Unauthorized
+from embedder.errors import EmbedderError, InvalidRequest, MethodNotAllowed, Unauthorized
 from embedder.http.body import Body
 from embedder.http.dialects import Dialect, Query, Reply
 from embedder.http.dialects.native import error_reply
@@ -102,7 +102,7 @@ class Exchange:
         """`error` in the dialect's shape, with the headers that HTTP has for it. It is counted."""
         self.metrics.request_errors.labels(error.code).inc()
         response = self.response(self.dialect.error(error) if self.dialect else error_reply(error))
-        if isinstance(error, ServiceError) and error.retry_after_s is not None:
+        if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
         if isinstance(error, MethodNotAllowed):
             response.headers["Allow"] = ", ".join(error.allowed)
