@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import orjson
 import yaml
@@ -12,14 +11,14 @@ from embedder import __version__, errors
 from embedder.engine import Engine
 from embedder.http.bentoml_io import FINGERPRINT_HEADER, MODEL_HEADER
 from embedder.http.dialects import Dialect, Json
-from embedder.http.dialects.documents import error_responses, json_content
+from embedder.http.dialects.documents import error_responses, header, json_content
 from embedder.http.dialects.native import error_reply
 
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-_ANY_JSON: Json = {"application/json": {"schema": {"type": "object"}}}
+_ANY: Json = {"200": {"description": "It.", "content": {"application/json": {"schema": {"type": "object"}}}}}
 _SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
 
 
@@ -110,10 +109,10 @@ def _operation(path: str, operation: Json) -> Json:
     """A dialect's operation, with the headers that the gate adds to every answer."""
     responses = {status: dict(response) for status, response in operation["responses"].items()}
     of_success = {
-        MODEL_HEADER: _header("The tag of the model that made it.", type="string"),
-        FINGERPRINT_HEADER: _header("Equal exactly when embeddings may be compared.", type="string"),
+        MODEL_HEADER: header("The tag of the model that made it.", type="string"),
+        FINGERPRINT_HEADER: header("Equal exactly when embeddings may be compared.", type="string"),
     }
-    retry_after = {"Retry-After": _header("Seconds to wait.", type="integer", minimum=0)}
+    retry_after = {"Retry-After": header("Seconds to wait.", type="integer", minimum=0)}
     for status, response in responses.items():
         headers = of_success if status.startswith("2") else retry_after if status in ("429", "503") else {}
         if headers:
@@ -122,47 +121,29 @@ def _operation(path: str, operation: Json) -> Json:
     return {"operationId": name, "tags": ["Service APIs"], **operation, "responses": responses}
 
 
-def _header(description: str, **schema: Any) -> Json:  # Any: as Json
-    """One that is always there."""
-    return {"description": description, "required": True, "schema": schema}
-
-
 def _own_pages() -> Json:
-    return {
-        "/health": {
-            "get": {
-                "operationId": "health",
-                "tags": ["Infrastructure"],
-                "summary": "Whether this process serves",
-                "responses": {
-                    "200": _json("It does.", "Health", {"status": "healthy"}),
-                    "503": _json("It shuts down, or its model fails.", "Health", {"status": "draining"}),
-                },
-            }
-        },
-        "/info": {
-            "get": {
-                "operationId": "info",
-                "tags": ["Infrastructure"],
-                "summary": "The model and its provenance, the limits in force, versions",
-                "responses": {"200": _json("What is served.", "Info", None)},
-            }
-        },
-        **{
-            path: {
-                "get": {
-                    "operationId": name,
-                    "tags": ["Infrastructure"],
-                    "summary": summary,
-                    "responses": {"200": {"description": "It.", "content": _ANY_JSON}},
-                }
-            }
-            for path, name, summary in (
-                ("/v1/models", "models", "The model that is served, for OpenAI's clients"),
-                ("/meta", "meta", "The model that is served, for Weaviate"),
-            )
+    health = {
+        "200": {"description": "It does.", "content": json_content("Health", {"status": "healthy"})},
+        "503": {
+            "description": "It shuts down, or its model fails.",
+            "content": json_content("Health", {"status": "draining"}),
         },
     }
+    return {
+        "/health": _page("health", "Whether this process serves", health),
+        "/info": _page(
+            "info",
+            "The model and its provenance, the limits in force, versions",
+            {"200": {"description": "What is served.", "content": json_content("Info")}},
+        ),
+        "/v1/models": _page("models", "The model that is served, for OpenAI's clients", _ANY),
+        "/meta": _page("meta", "The model that is served, for Weaviate", _ANY),
+    }
+
+
+def _page(name: str, summary: str, responses: Json) -> Json:
+    said = {"operationId": name, "tags": ["Infrastructure"], "summary": summary, "responses": responses}
+    return {"get": said}
 
 
 def _infrastructure(base: Json) -> Json:
@@ -207,12 +188,8 @@ def _unauthorized(dialect: Dialect | None) -> Json:
         example = {reply.media_type: {"example": orjson.loads(reply.body)}}
         responses = {str(reply.status): {"description": error.summary, "content": example}}
     for response in responses.values():
-        response["headers"] = {"WWW-Authenticate": _header("How to send a key.", type="string")}
+        response["headers"] = {"WWW-Authenticate": header("How to send a key.", type="string")}
     return responses
-
-
-def _json(description: str, schema: str, example: Json | None) -> Json:
-    return {"description": description, "content": json_content(schema, example)}
 
 
 def _schemas(engine: Engine) -> Json:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import orjson
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
+from pydantic.json_schema import models_json_schema
 
 from embedder import errors
 from embedder.errors import EmbedderError
@@ -75,10 +76,7 @@ def operation(
 
     `headers` are those of an answer that is no error, with what they say.
     """
-    said = {
-        name: {"description": text, "required": True, "schema": {"type": "string"}}
-        for name, text in (headers or {}).items()
-    }
+    said = {name: header(text, type="string") for name, text in (headers or {}).items()}
     return {
         "summary": summary,
         "description": description,
@@ -92,6 +90,25 @@ def operation(
             **error_responses(errors, render, error_schema),
         },
     }
+
+
+def header(description: str, **schema: JsonValue) -> Json:
+    """One that is always there."""
+    return {"description": description, "required": True, "schema": schema}
+
+
+def schemas(*models: type[BaseModel]) -> Json:
+    """Those of `models` and of what they are made of, by name."""
+    _, made = models_json_schema(
+        [(model, "validation") for model in models], ref_template=ref("{model}")["$ref"]
+    )
+    definitions: Json = made["$defs"]
+    return definitions
+
+
+def of_dimension(spec: ModelSpec) -> Json:
+    """What a vector's schema says of its length."""
+    return {"minItems": spec.dimension, "maxItems": spec.dimension}
 
 
 def example_embedding(spec: ModelSpec) -> list[float]:

@@ -10,7 +10,15 @@ from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
 from embedder.http.body import Body
 from embedder.http.dialects import JSON_TYPES, Documentation, Query, Reply, expected_model, json_reply
-from embedder.http.dialects.documents import EXAMPLE_URL, example_embedding, json_content, of_model, operation
+from embedder.http.dialects.documents import (
+    EXAMPLE_URL,
+    example_embedding,
+    json_content,
+    of_dimension,
+    of_model,
+    operation,
+    schemas,
+)
 from embedder.http.dialects.native import IMAGE_HEADERS, error_reply, image_headers
 from embedder.model.spec import ModelSpec
 
@@ -55,10 +63,9 @@ class Embed:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        request = EmbedRequest.model_json_schema()
-        request["properties"]["expect_model"] = of_model(spec)["expect_model"]
-        response = EmbedResponse.model_json_schema()
-        response["properties"]["embedding"] |= {"minItems": spec.dimension, "maxItems": spec.dimension}
+        known = schemas(EmbedRequest, EmbedResponse)
+        known["EmbedRequest"]["properties"]["expect_model"] = of_model(spec)["expect_model"]
+        known["EmbedResponse"]["properties"]["embedding"] |= of_dimension(spec)
         return Documentation(
             operation=operation(
                 summary="The embedding of one image",
@@ -67,5 +74,5 @@ class Embed:
                 answers=json_content("EmbedResponse", {"embedding": example_embedding(spec)}),
                 headers=IMAGE_HEADERS,
             ),
-            schemas={"EmbedRequest": request, "EmbedResponse": response},
+            schemas=known,
         )

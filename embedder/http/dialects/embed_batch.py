@@ -26,8 +26,10 @@ from embedder.http.dialects.documents import (
     OF_ONE_IMAGE,
     example_embedding,
     json_content,
+    of_dimension,
     of_model,
     operation,
+    schemas,
 )
 from embedder.http.dialects.native import error_reply
 from embedder.model.spec import ModelSpec
@@ -124,15 +126,11 @@ class EmbedBatch:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        request = EmbedBatchRequest.model_json_schema()
-        request["properties"]["urls"]["maxItems"] = self._max_urls
-        request["properties"]["expect_model"] = of_model(spec)["expect_model"]
-        response = EmbedBatchResponse.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts = response.pop("$defs")
-        response["properties"]["embeddings"]["items"] |= {
-            "minItems": spec.dimension,
-            "maxItems": spec.dimension,
-        }
+        known = schemas(EmbedBatchRequest, EmbedBatchResponse)
+        request = known["EmbedBatchRequest"]["properties"]
+        request["urls"]["maxItems"] = self._max_urls
+        request["expect_model"] = of_model(spec)["expect_model"]
+        known["EmbedBatchResponse"]["properties"]["embeddings"]["items"] |= of_dimension(spec)
         missing = {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
         answer = {"embeddings": [example_embedding(spec), None], "errors": [missing]}
         return Documentation(
@@ -146,9 +144,5 @@ class EmbedBatch:
                 answers=json_content("EmbedBatchResponse", answer),
                 errors=(error for error in EXAMPLE_ERRORS if error.status not in OF_ONE_IMAGE),
             ),
-            schemas={
-                "EmbedBatchRequest": request,
-                "EmbedBatchResponse": response,
-                **parts,
-            },
+            schemas=known,
         )

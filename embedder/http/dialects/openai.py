@@ -33,6 +33,7 @@ from embedder.http.dialects.documents import (
     of_model,
     operation,
     ref,
+    schemas,
 )
 from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
 from embedder.model.spec import ModelSpec
@@ -78,6 +79,22 @@ class EmbeddingsResponse(BaseModel):
     model: str
     usage: Usage
     errors: list[EmbeddingError] | None = Field(default=None, description='Only with `"errors": "null"`.')
+
+
+class OpenAIErrorDetail(BaseModel):
+    """What failed, and which input."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="`input[3]`: which image.")
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: OpenAIErrorDetail
+    detail: str = Field(description="The message again, for Jina's clients.")
 
 
 @dataclass(frozen=True)
@@ -192,9 +209,6 @@ class OpenAI:
         return json_reply({"error": content, "detail": str(error)}, status=status)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        template = "#/components/schemas/{model}"
-        response = EmbeddingsResponse.model_json_schema(ref_template=template)
-        parts = response.pop("$defs")
         item = {"object": "embedding", "index": 0, "embedding": example_embedding(spec)}
         answer = {
             "object": "list",
@@ -216,9 +230,7 @@ class OpenAI:
             schemas={
                 "EmbeddingsRequest": self._request_schema(spec),
                 "ImageInput": _IMAGE_SCHEMA,
-                "EmbeddingsResponse": response,
-                "OpenAIError": _ERROR_SCHEMA,
-                **parts,
+                **schemas(EmbeddingsResponse, OpenAIError),
             },
         )
 
@@ -255,26 +267,6 @@ _IMAGE_SCHEMA: Json = {
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"} | dict.fromkeys(
     (500, 503), "server_error"
 )
-
-_TEXT: Json = {"type": "string"}
-_ERROR_SCHEMA: Json = {
-    "type": "object",
-    "description": "An error as OpenAI's clients read it.",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": _TEXT,
-                "type": _TEXT,
-                "param": {"type": ["string", "null"], "description": "`input[3]`: which image."},
-                "code": _TEXT,
-            },
-            "required": ["message", "type", "param", "code"],
-        },
-        "detail": {"type": "string", "description": "The message again, for Jina's clients."},
-    },
-    "required": ["error", "detail"],
-}
 
 
 def _of_messages(messages: Any) -> Any:  # Any: JSON

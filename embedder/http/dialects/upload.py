@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embedder.errors import InvalidRequest
+from embedder.errors import ImageTooLarge, InvalidRequest
 from embedder.http.body import Body, Part
 from embedder.http.dialects import Documentation, Json, Query
-from embedder.http.dialects.documents import operation
+from embedder.http.dialects.documents import EXAMPLE_ERRORS, error_responses
 from embedder.http.dialects.embed import Embed
 from embedder.http.dialects.embed_batch import EmbedBatch
 from embedder.model.spec import ModelSpec
@@ -38,19 +38,12 @@ class Upload(Embed):
 
     def document(self, spec: ModelSpec) -> Documentation:
         form = _form_schema({"file": _BINARY}, required="file")
-        documented = super().document(spec).operation
-        return Documentation(
-            operation=operation(
-                summary=documented["summary"],
-                description=documented["description"],
-                takes={
-                    **{media_type: {"schema": _BINARY} for media_type in ("image/jpeg", _BYTES)},
-                    _FORM: {"schema": form},
-                },
-                answers=documented["responses"]["200"]["content"],
-            ),
-            schemas={},
-        )
+        documentation = super().document(spec)
+        documentation.operation["requestBody"]["content"] = {
+            **{media_type: {"schema": _BINARY} for media_type in ("image/jpeg", _BYTES)},
+            _FORM: {"schema": form},
+        }
+        return documentation
 
 
 class UploadBatch(EmbedBatch):
@@ -67,16 +60,12 @@ class UploadBatch(EmbedBatch):
     def document(self, spec: ModelSpec) -> Documentation:
         files = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": self._max_urls}
         form = _form_schema({"files": files, "details": {"type": "boolean"}}, required="files")
-        documented = super().document(spec).operation
-        return Documentation(
-            operation=operation(
-                summary=documented["summary"],
-                description=documented["description"],
-                takes={_FORM: {"schema": form}},
-                answers=documented["responses"]["200"]["content"],
-            ),
-            schemas={},
-        )
+        documentation = super().document(spec)
+        documentation.operation["requestBody"]["content"] = {_FORM: {"schema": form}}
+        # Alone of the images' errors it ends the reading of the form, and so fails the request.
+        too_large = [error for error in EXAMPLE_ERRORS if isinstance(error, ImageTooLarge)]
+        documentation.operation["responses"] |= error_responses(too_large)
+        return documentation
 
 
 def _form_schema(properties: Json, *, required: str) -> Json:

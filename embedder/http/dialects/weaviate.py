@@ -20,6 +20,7 @@ from embedder.http.dialects.documents import (
     example_embedding,
     json_content,
     operation,
+    schemas,
 )
 from embedder.http.dialects.native import error_reply
 from embedder.http.dialects.texts import url_or_base64
@@ -77,10 +78,7 @@ class Vectors:
                     "VectorsResponse", {"id": "1_0", "vector": vector, "dim": spec.dimension, "error": ""}
                 ),
             ),
-            schemas={
-                "VectorsRequest": VectorsRequest.model_json_schema(),
-                "VectorsResponse": VectorsResponse.model_json_schema(),
-            },
+            schemas=schemas(VectorsRequest, VectorsResponse),
         )
 
 
@@ -151,10 +149,7 @@ class Vectorize:
                 answers=json_content("VectorizeResponse", answer),
                 errors=(*EXAMPLE_ERRORS, TextNotSupported("'cat'")),
             ),
-            schemas={
-                "VectorizeRequest": VectorizeRequest.model_json_schema(),
-                "VectorizeResponse": VectorizeResponse.model_json_schema(),
-            },
+            schemas=schemas(VectorizeRequest, VectorizeResponse),
         )
 
 
