@@ -100,12 +100,12 @@ def _output_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # A
                 raise exchange.outcomes
             results = _results(exchange.outcomes, embeddings, engine)
             assert exchange.dialect is not None  # noqa: S101 - there are outcomes
-            reply = exchange.dialect.render(exchange.query, results)
+            response = exchange.dialect.render(exchange.query, results)
         except EmbedderError as error:
             return exchange.error_response(error)
         except MemoryError:  # what other requests hold is about to be freed
             return exchange.error_response(Overloaded("there is no memory for the answer now"))
-        response = exchange.response(reply)
+        exchange.answered = True
         response.headers[MODEL_HEADER] = engine.spec.tag
         response.headers[FINGERPRINT_HEADER] = engine.spec.fingerprint
         if len(results) == 1:

@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from embedder.errors import EmbedderError, InvalidRequest, MethodNotAllowed, Unauthorized
 from embedder.http.body import Body
-from embedder.http.dialects import Dialect, Query, Reply
+from embedder.http.dialects import Dialect, Query
 from embedder.http.dialects.native import error_reply
 from embedder.metrics.measures import Metrics
 from embedder.model.batching import WAITED_S
@@ -94,14 +94,11 @@ class Exchange:
         order = ("fetch", "decode", "queue", "encode", "total")
         return ", ".join(f"{name};dur={1000 * timings[name]:.1f}" for name in order if name in timings)
 
-    def response(self, reply: Reply) -> Response:
-        self.answered = True
-        return Response(reply.body, reply.status, dict(reply.headers), reply.media_type)
-
     def error_response(self, error: EmbedderError) -> Response:
         """`error` in the dialect's shape, with the headers that HTTP has for it. It is counted."""
         self.metrics.request_errors.labels(error.code).inc()
-        response = self.response(self.dialect.error(error) if self.dialect else error_reply(error))
+        self.answered = True
+        response = self.dialect.error(error) if self.dialect else error_reply(error)
         if error.retry_after_s is not None:
             response.headers["Retry-After"] = str(error.retry_after_s)
         if isinstance(error, MethodNotAllowed):

@@ -184,9 +184,9 @@ def _unauthorized(dialect: Dialect | None) -> Json:
     error = errors.Unauthorized()
     reply = error_reply(error) if dialect is None else dialect.error(error)
     responses = error_responses([error])
-    if reply != error_reply(error):
+    if reply.body != error_reply(error).body:
         example = {reply.media_type: {"example": orjson.loads(reply.body)}}
-        responses = {str(reply.status): {"description": error.summary, "content": example}}
+        responses = {str(reply.status_code): {"description": error.summary, "content": example}}
     for response in responses.values():
         response["headers"] = {"WWW-Authenticate": header("How to send a key.", type="string")}
     return responses

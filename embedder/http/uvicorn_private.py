@@ -231,12 +231,11 @@ class Connection(HttpToolsProtocol):
         reply = error_reply(refusal)
         fields = [
             *self.server_state.default_headers,
-            (b"content-type", reply.media_type.encode()),
-            (b"content-length", b"%d" % len(reply.body)),
+            *reply.raw_headers,
             (b"connection", b"close"),
         ]
-        head = STATUS_LINE[reply.status] + b"".join(b"%b: %b\r\n" % field for field in fields)
-        self.transport.write(head + b"\r\n" + reply.body)
+        head = STATUS_LINE[reply.status_code] + b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(head + b"\r\n" + bytes(reply.body))
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.loop.call_later(LINGER_S, self.transport.close)

@@ -12,13 +12,14 @@ from typing import Any
 import bentoml
 import orjson
 from pydantic import BaseModel
+from starlette.responses import Response
 
 import service
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest, ServiceError
 from embedder.http.bentoml_io import route
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, Reply
+from embedder.http.dialects import Documentation, Query
 from embedder.http.pages import pages
 from embedder.model.encoder import Embeddings, Pixels
 from embedder.model.spec import ModelSpec
@@ -53,16 +54,18 @@ class Third:
             raise ZeroDivisionError
         return Query([file], options=body.headers.get(LABEL))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.error is not None:
             raise result.error
         answer = {"vector": result.embedding, "label": query.options}
-        return Reply(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), 201, headers={LABEL: "echoed"})
+        return Response(
+            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), 201, headers={LABEL: "echoed"}
+        )
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         failure = {"kind": error.code.upper(), "why": str(error)}
-        return Reply(
+        return Response(
             orjson.dumps({"failure": failure}),
             599 if isinstance(error, ServiceError) else 418,
             media_type="application/failure+json",

@@ -1,7 +1,7 @@
 """What clients speak: one file for each dialect, and what every dialect is.
 
-    body, headers ─► parse ─► Query: sources, options ─► (pipeline, network) ─► render ─► Reply
-                                   EmbedderError ─► error ─► Reply, in the dialect's own shape
+    body, headers ─► parse ─► Query: sources, options ─► (pipeline, network) ─► render ─► Response
+                                   EmbedderError ─► error ─► Response, in the dialect's own shape
 
 A new dialect is a file here, and a line in `service.py`.
 """
@@ -9,11 +9,12 @@ A new dialect is a file here, and a line in `service.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import orjson
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InvalidRequest
@@ -34,16 +35,6 @@ class Query:
     """Whether each result is to have its file's sha256."""
     model: str | None = None
     """The fingerprint or the tag of the model that it must be answered by; None: any."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a client is sent. The gate adds the headers that every dialect has."""
-
-    body: bytes
-    status: int = 200
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Dialect(Protocol):
     async def parse(self, body: Body) -> Query:
         """Raises InvalidRequest, or another EmbedderError for the whole request."""
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         """The answer, from one result for each source of the query, in their order.
 
         `query` has its options, but no sources any more.
@@ -92,16 +83,17 @@ class Dialect(Protocol):
         Raises EmbedderError where the request as a whole gets an error.
         """
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         """`error` in the dialect's shape, with the status that its clients expect."""
 
     def document(self, spec: ModelSpec) -> Documentation:
         """What the OpenAPI document says of it."""
 
 
-def json_reply(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+def json_reply(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     # orjson writes float32 shortest, straight from numpy's memory.
-    return Reply(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers=headers or {})
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, headers, media_type="application/json")
 
 
 def expected_model(content: Json) -> str | None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 import orjson
 from pydantic import BaseModel, JsonValue
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from embedder import errors
 from embedder.errors import EmbedderError
-from embedder.http.dialects import Json, Reply
+from embedder.http.dialects import Json
 from embedder.http.dialects.native import error_reply
 from embedder.model.spec import ModelSpec
 
@@ -68,7 +69,7 @@ def operation(
     takes: Json,
     answers: Json,
     errors: Iterable[EmbedderError] = EXAMPLE_ERRORS,
-    render: Callable[[EmbedderError], Reply] = error_reply,
+    render: Callable[[EmbedderError], Response] = error_reply,
     error_schema: str = "Error",
     headers: Mapping[str, str] | None = None,
 ) -> Json:
@@ -118,7 +119,7 @@ def example_embedding(spec: ModelSpec) -> list[float]:
 
 def error_responses(
     examples: Iterable[EmbedderError],
-    render: Callable[[EmbedderError], Reply] = error_reply,
+    render: Callable[[EmbedderError], Response] = error_reply,
     schema: str = "Error",
 ) -> Json:
     """The `responses` of an operation that may give these errors, as `render` writes them."""
@@ -126,8 +127,8 @@ def error_responses(
     for error in examples:
         reply = render(error)
         response = responses.setdefault(
-            str(reply.status),
-            {"description": "", "content": {reply.media_type: {"schema": ref(schema), "examples": {}}}},
+            str(reply.status_code),
+            {"description": "", "content": {f"{reply.media_type}": {"schema": ref(schema), "examples": {}}}},
         )
         response["description"] += f"- `{error.code}`: {error.summary}\n"
         response["content"][reply.media_type]["examples"][error.code] = {"value": orjson.loads(reply.body)}

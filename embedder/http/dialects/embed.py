@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Query, Reply, expected_model, json_reply
+from embedder.http.dialects import JSON_TYPES, Documentation, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_URL,
     example_embedding,
@@ -53,13 +54,13 @@ class Embed:
             raise InvalidRequest('the body has no text under "url": send {"url": "https://..."}')
         return Query([url], model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.error is not None:
             raise result.error
         return json_reply({"embedding": result.embedding}, headers=image_headers(result))
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, Field, WithJsonSchema
+from starlette.responses import Response
 
 from embedder.engine import Result
 from embedder.errors import EmbedderError, InvalidRequest
@@ -15,7 +16,6 @@ from embedder.http.dialects import (
     Documentation,
     Json,
     Query,
-    Reply,
     expected_model,
     json_reply,
 )
@@ -106,7 +106,7 @@ class EmbedBatch:
         if count > self._max_urls:
             raise InvalidRequest(f"the body has {count} {what}; the limit is {self._max_urls}")
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         content: Json = {
             "embeddings": [result.embedding for result in results],
             "errors": [
@@ -122,7 +122,7 @@ class EmbedBatch:
             ]
         return json_reply(content)
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from starlette.responses import Response
+
 from embedder.engine import Result
 from embedder.errors import EmbedderError
-from embedder.http.dialects import Reply, json_reply
+from embedder.http.dialects import json_reply
 
 IMAGE_HEADERS = {
     "X-Image-Format": "What the image was: JPEG, PNG, WEBP, ...",
@@ -17,5 +19,5 @@ def image_headers(result: Result) -> dict[str, str]:
     return {"X-Image-Format": f"{result.format}", "X-Image-Size": f"{result.width}x{result.height}"}
 
 
-def error_reply(error: EmbedderError) -> Reply:
+def error_reply(error: EmbedderError) -> Response:
     return json_reply({"error": str(error), "code": error.code}, status=error.status)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from embedder.engine import Result, Source
 from embedder.errors import (
@@ -23,7 +24,7 @@ from embedder.errors import (
     TextNotSupported,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, Reply, expected_model, json_reply
+from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_ERRORS,
     EXAMPLE_URL,
@@ -171,7 +172,7 @@ class OpenAI:
             )
         return _one_of(content, "encoding_format", "float", "base64") == "base64"
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         options: _Options = query.options
         failed = {index: result.error for index, result in enumerate(results) if result.error is not None}
         if failed and not options.nulls:
@@ -197,7 +198,7 @@ class OpenAI:
             ]
         return json_reply(content, headers={PROBE_HEADER: "true"} if options.probed else None)
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         # Its clients try 409 and 424 again, and take 422 for another server's.
         status = 400 if error.status in (422, 424) else error.status
         content = {

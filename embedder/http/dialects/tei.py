@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, RootModel
+from starlette.responses import Response
 
 from embedder.engine import Result
 from embedder.errors import (
@@ -16,7 +17,7 @@ from embedder.errors import (
     Overloaded,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, Reply, expected_model, json_reply
+from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_URL,
     URL_TEXT,
@@ -77,14 +78,14 @@ class TEI:
         probed = any(map(self._texts.is_probe, texts))
         return Query(sources, options=probed, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):
             if result.error is not None:
                 raise InputError(result.error, f"inputs[{index}]")
         headers = {PROBE_HEADER: "true"} if query.options else None
         return json_reply([result.embedding for result in results], headers=headers)
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         cause, where = (error.cause, f"{error.param}: ") if isinstance(error, InputError) else (error, "")
         kind = next((name for of, name in _TYPES.items() if isinstance(cause, of)), "Validation")
         content = {"error": f"{where}{error}", "error_type": kind, "code": error.code}

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, WithJsonSchema
+from starlette.responses import Response
 
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Query, Reply, expected_model, json_reply
+from embedder.http.dialects import JSON_TYPES, Documentation, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_BASE64,
     EXAMPLE_ERRORS,
@@ -57,14 +58,14 @@ class Vectors:
             raise InvalidRequest('"id" is not text')
         return Query([_image(content.get("image"))], options=name, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.embedding is None:
             raise result.error or InvalidRequest("no image")
         content = {"id": query.options, "vector": result.embedding, "dim": len(result.embedding), "error": ""}
         return json_reply(content)
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
@@ -127,7 +128,7 @@ class Vectorize:
                 raise InputError(error, f"images[{index}]") from error
         return Query(sources, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Reply:
+    def render(self, query: Query, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):
             if result.error is not None:
                 raise InputError(result.error, f"images[{index}]")
@@ -135,7 +136,7 @@ class Vectorize:
             {"textVectors": [], "imageVectors": [result.embedding for result in results], "error": ""}
         )
 
-    def error(self, error: EmbedderError) -> Reply:
+    def error(self, error: EmbedderError) -> Response:
         where = f"{error.param}: " if isinstance(error, InputError) else ""
         return json_reply({"error": f"{where}{error}", "code": error.code}, status=error.status)
 
