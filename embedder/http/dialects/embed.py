@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from embedder.engine import Result
-from embedder.errors import EmbedderError, InvalidRequest
+from embedder.errors import InvalidRequest
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Query, expected_model, json_reply
+from embedder.http.dialects import Documentation, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_URL,
     example_embedding,
@@ -20,7 +20,7 @@ from embedder.http.dialects.documents import (
     operation,
     schemas,
 )
-from embedder.http.dialects.native import IMAGE_HEADERS, error_reply, image_headers
+from embedder.http.dialects.native import IMAGE_HEADERS, Native, image_headers
 from embedder.model.spec import ModelSpec
 
 
@@ -40,9 +40,8 @@ class EmbedResponse(BaseModel):
     embedding: list[float] = Field(description="float32, of Euclidean norm 1.")
 
 
-class Embed:
+class Embed(Native):
     paths = ("/embed",)
-    media_types: Sequence[str] = JSON_TYPES
     key: str | None = "url"
     request_model = EmbedRequest
     response_model = EmbedResponse
@@ -59,9 +58,6 @@ class Embed:
         if result.error is not None:
             raise result.error
         return json_reply({"embedding": result.embedding}, headers=image_headers(result))
-
-    def error(self, error: EmbedderError) -> Response:
-        return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
         known = schemas(EmbedRequest, EmbedResponse)

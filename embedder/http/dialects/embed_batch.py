@@ -9,10 +9,9 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from embedder.engine import Result
-from embedder.errors import EmbedderError, InvalidRequest
+from embedder.errors import InvalidRequest
 from embedder.http.body import Body
 from embedder.http.dialects import (
-    JSON_TYPES,
     Documentation,
     Json,
     Query,
@@ -31,7 +30,7 @@ from embedder.http.dialects.documents import (
     operation,
     schemas,
 )
-from embedder.http.dialects.native import error_reply
+from embedder.http.dialects.native import Native
 from embedder.model.spec import ModelSpec
 
 # Two types in one place, not an `anyOf`: BentoML's client reads a value by the first of those, and fails on a
@@ -79,9 +78,8 @@ class EmbedBatchResponse(BaseModel):
     )
 
 
-class EmbedBatch:
+class EmbedBatch(Native):
     paths = ("/embed_batch",)
-    media_types: Sequence[str] = JSON_TYPES
     key: str | None = "urls"
     request_model = EmbedBatchRequest
     response_model = EmbedBatchResponse
@@ -121,9 +119,6 @@ class EmbedBatch:
                 for result in results
             ]
         return json_reply(content)
-
-    def error(self, error: EmbedderError) -> Response:
-        return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
         known = schemas(EmbedBatchRequest, EmbedBatchResponse)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.responses import Response
 
 from embedder.engine import Result
 from embedder.errors import EmbedderError
-from embedder.http.dialects import json_reply
+from embedder.http.dialects import JSON_TYPES, json_reply
+
+
+class Native:
+    """What a dialect has unless it says otherwise: JSON, and the service's own errors."""
+
+    media_types: Sequence[str] = JSON_TYPES
+    key: str | None = None
+
+    def error(self, error: EmbedderError) -> Response:
+        return error_reply(error)
+
 
 IMAGE_HEADERS = {
     "X-Image-Format": "What the image was: JPEG, PNG, WEBP, ...",

@@ -24,7 +24,7 @@ from embedder.errors import (
     TextNotSupported,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, expected_model, json_reply
+from embedder.http.dialects import Documentation, Json, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_ERRORS,
     EXAMPLE_URL,
@@ -36,6 +36,7 @@ from embedder.http.dialects.documents import (
     ref,
     schemas,
 )
+from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
 from embedder.model.spec import ModelSpec
 
@@ -108,10 +109,8 @@ class _Options:
     probed: bool
 
 
-class OpenAI:
+class OpenAI(Native):
     paths = ("/v1/embeddings", "/embeddings")
-    media_types = JSON_TYPES
-    key = None
     request_model = EmbeddingsRequest
     response_model = EmbeddingsResponse
 

@@ -17,7 +17,7 @@ from embedder.errors import (
     Overloaded,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Json, Query, expected_model, json_reply
+from embedder.http.dialects import Documentation, Json, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_URL,
     URL_TEXT,
@@ -26,6 +26,7 @@ from embedder.http.dialects.documents import (
     of_model,
     operation,
 )
+from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts
 from embedder.model.spec import ModelSpec
 
@@ -42,9 +43,8 @@ class InputsResponse(RootModel[list[list[float]]]):
     """A vector for each input, in their order."""
 
 
-class TEI:
+class TEI(Native):
     paths = ("/embed",)
-    media_types = JSON_TYPES
     key = "inputs"
     request_model = InputsRequest
     response_model = InputsResponse

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
 from embedder.http.body import Body
-from embedder.http.dialects import JSON_TYPES, Documentation, Query, expected_model, json_reply
+from embedder.http.dialects import Documentation, Query, expected_model, json_reply
 from embedder.http.dialects.documents import (
     EXAMPLE_BASE64,
     EXAMPLE_ERRORS,
@@ -23,7 +23,7 @@ from embedder.http.dialects.documents import (
     operation,
     schemas,
 )
-from embedder.http.dialects.native import error_reply
+from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import url_or_base64
 from embedder.model.spec import ModelSpec
 
@@ -44,10 +44,8 @@ class VectorsResponse(BaseModel):
     error: str = Field(description="Empty.")
 
 
-class Vectors:
+class Vectors(Native):
     paths = ("/vectors",)
-    media_types: Sequence[str] = JSON_TYPES
-    key = None
     request_model: type[BaseModel] = VectorsRequest
     response_model: type[BaseModel] = VectorsResponse
 
@@ -64,9 +62,6 @@ class Vectors:
             raise result.error or InvalidRequest("no image")
         content = {"id": query.options, "vector": result.embedding, "dim": len(result.embedding), "error": ""}
         return json_reply(content)
-
-    def error(self, error: EmbedderError) -> Response:
-        return error_reply(error)
 
     def document(self, spec: ModelSpec) -> Documentation:
         vector = example_embedding(spec)
@@ -100,10 +95,8 @@ class VectorizeResponse(BaseModel):
     error: str = Field(description="Empty.")
 
 
-class Vectorize:
+class Vectorize(Native):
     paths = ("/vectorize",)
-    media_types = JSON_TYPES
-    key = None
     request_model = VectorizeRequest
     response_model = VectorizeResponse
 
