@@ -10,16 +10,7 @@ from starlette.responses import Response
 from embedder.engine import Result
 from embedder.errors import InvalidRequest
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, expected_model, json_reply
-from embedder.http.dialects.documents import (
-    EXAMPLE_URL,
-    example_embedding,
-    json_content,
-    of_dimension,
-    of_model,
-    operation,
-    schemas,
-)
+from embedder.http.dialects import Documentation, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import IMAGE_HEADERS, Native, image_headers
 from embedder.model.spec import ModelSpec
 
@@ -29,7 +20,7 @@ class EmbedRequest(BaseModel):
 
     url: str = Field(
         description="Where the image is: http(s), or a `data:` URL that carries the image itself.",
-        examples=[EXAMPLE_URL],
+        examples=[documents.EXAMPLE_URL],
         json_schema_extra={"format": "uri"},
     )
 
@@ -60,15 +51,17 @@ class Embed(Native):
         return json_reply({"embedding": result.embedding}, headers=image_headers(result))
 
     def document(self, spec: ModelSpec) -> Documentation:
-        known = schemas(EmbedRequest, EmbedResponse)
-        known["EmbedRequest"]["properties"]["expect_model"] = of_model(spec)["expect_model"]
-        known["EmbedResponse"]["properties"]["embedding"] |= of_dimension(spec)
+        known = documents.schemas(EmbedRequest, EmbedResponse)
+        known["EmbedRequest"]["properties"]["expect_model"] = documents.of_model(spec)["expect_model"]
+        known["EmbedResponse"]["properties"]["embedding"] |= documents.of_dimension(spec)
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embedding of one image",
                 description="Downloads the image, or takes its file, decodes it, and returns its embedding.",
-                takes=json_content("EmbedRequest", {"url": EXAMPLE_URL}),
-                answers=json_content("EmbedResponse", {"embedding": example_embedding(spec)}),
+                takes=documents.json_content("EmbedRequest", {"url": documents.EXAMPLE_URL}),
+                answers=documents.json_content(
+                    "EmbedResponse", {"embedding": documents.example_embedding(spec)}
+                ),
                 headers=IMAGE_HEADERS,
             ),
             schemas=known,

@@ -11,25 +11,7 @@ from starlette.responses import Response
 from embedder.engine import Result
 from embedder.errors import InvalidRequest
 from embedder.http.body import Body
-from embedder.http.dialects import (
-    Documentation,
-    Json,
-    Query,
-    expected_model,
-    json_reply,
-)
-from embedder.http.dialects.documents import (
-    EXAMPLE_ERRORS,
-    EXAMPLE_URL,
-    ITEM_CODES,
-    OF_ONE_IMAGE,
-    example_embedding,
-    json_content,
-    of_dimension,
-    of_model,
-    operation,
-    schemas,
-)
+from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.model.spec import ModelSpec
 
@@ -43,7 +25,7 @@ class EmbedBatchRequest(BaseModel):
 
     urls: list[str] = Field(
         description="Where the images are: http(s), or `data:` URLs that carry the images themselves.",
-        examples=[[EXAMPLE_URL]],
+        examples=[[documents.EXAMPLE_URL]],
     )
     details: bool = Field(default=False, description="Whether to say what each image is, under `images`.")
 
@@ -52,7 +34,9 @@ class ItemError(BaseModel):
     """Why one image has no embedding."""
 
     index: int = Field(description="The image's place in `urls`, from 0.", ge=0)
-    code: str = Field(description="What kind of error, for programs.", json_schema_extra={"enum": ITEM_CODES})
+    code: str = Field(
+        description="What kind of error, for programs.", json_schema_extra={"enum": documents.ITEM_CODES}
+    )
     error: str = Field(description="What happened, for people.")
 
 
@@ -121,23 +105,25 @@ class EmbedBatch(Native):
         return json_reply(content)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        known = schemas(EmbedBatchRequest, EmbedBatchResponse)
+        known = documents.schemas(EmbedBatchRequest, EmbedBatchResponse)
         request = known["EmbedBatchRequest"]["properties"]
         request["urls"]["maxItems"] = self._max_urls
-        request["expect_model"] = of_model(spec)["expect_model"]
-        known["EmbedBatchResponse"]["properties"]["embeddings"]["items"] |= of_dimension(spec)
+        request["expect_model"] = documents.of_model(spec)["expect_model"]
+        known["EmbedBatchResponse"]["properties"]["embeddings"]["items"] |= documents.of_dimension(spec)
         missing = {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
-        answer = {"embeddings": [example_embedding(spec), None], "errors": [missing]}
+        answer = {"embeddings": [documents.example_embedding(spec), None], "errors": [missing]}
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embeddings of many images",
                 description=f"As `/embed`, for up to {self._max_urls} images at once. An image that fails leaves a "
                 "null in its place and an item under `errors`; the others are not affected and the status is 200.",
-                takes=json_content(
-                    "EmbedBatchRequest", {"urls": [EXAMPLE_URL, "https://example.com/missing.jpg"]}
+                takes=documents.json_content(
+                    "EmbedBatchRequest", {"urls": [documents.EXAMPLE_URL, "https://example.com/missing.jpg"]}
                 ),
-                answers=json_content("EmbedBatchResponse", answer),
-                errors=(error for error in EXAMPLE_ERRORS if error.status not in OF_ONE_IMAGE),
+                answers=documents.json_content("EmbedBatchResponse", answer),
+                errors=(
+                    error for error in documents.EXAMPLE_ERRORS if error.status not in documents.OF_ONE_IMAGE
+                ),
             ),
             schemas=known,
         )

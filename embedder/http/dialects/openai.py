@@ -24,18 +24,7 @@ from embedder.errors import (
     TextNotSupported,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Json, Query, expected_model, json_reply
-from embedder.http.dialects.documents import (
-    EXAMPLE_ERRORS,
-    EXAMPLE_URL,
-    URL_TEXT,
-    example_embedding,
-    json_content,
-    of_model,
-    operation,
-    ref,
-    schemas,
-)
+from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
 from embedder.model.spec import ModelSpec
@@ -209,7 +198,7 @@ class OpenAI(Native):
         return json_reply({"error": content, "detail": str(error)}, status=status)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        item = {"object": "embedding", "index": 0, "embedding": example_embedding(spec)}
+        item = {"object": "embedding", "index": 0, "embedding": documents.example_embedding(spec)}
         answer = {
             "object": "list",
             "data": [item],
@@ -217,25 +206,25 @@ class OpenAI(Native):
             "usage": {"prompt_tokens": 1, "total_tokens": 1},
         }
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embeddings of images, for OpenAI's clients",
                 description=f"Up to {self._max_inputs} images. One that fails fails the request, and `param` names "
                 "it, unless the request has `errors`.",
-                takes=json_content("EmbeddingsRequest", {"input": [EXAMPLE_URL]}),
-                answers=json_content("EmbeddingsResponse", answer),
-                errors=(*EXAMPLE_ERRORS, TextNotSupported("'cat'")),
+                takes=documents.json_content("EmbeddingsRequest", {"input": [documents.EXAMPLE_URL]}),
+                answers=documents.json_content("EmbeddingsResponse", answer),
+                errors=(*documents.EXAMPLE_ERRORS, TextNotSupported("'cat'")),
                 render=self.error,
                 error_schema="OpenAIError",
             ),
             schemas={
                 "EmbeddingsRequest": self._request_schema(spec),
                 "ImageInput": _IMAGE_SCHEMA,
-                **schemas(EmbeddingsResponse, OpenAIError),
+                **documents.schemas(EmbeddingsResponse, OpenAIError),
             },
         )
 
     def _request_schema(self, spec: ModelSpec) -> Json:
-        one = [URL_TEXT, ref("ImageInput")]
+        one = [documents.URL_TEXT, documents.ref("ImageInput")]
         several = {"type": "array", "items": {"anyOf": one}, "minItems": 1, "maxItems": self._max_inputs}
         return {
             "type": "object",
@@ -251,7 +240,7 @@ class OpenAI(Native):
                     "enum": ["null", None],
                     "description": "null: an image that fails gets a null, and says why under `errors`.",
                 },
-                **of_model(spec),
+                **documents.of_model(spec),
             },
             "required": ["input"],
         }
@@ -260,7 +249,7 @@ class OpenAI(Native):
 _IMAGE_SCHEMA: Json = {
     "description": "An image: an http(s) URL, a `data:` URL, or, under `image`, base64 alone.",
     "anyOf": [
-        {"type": "object", "properties": {key: URL_TEXT}, "required": [key]}
+        {"type": "object", "properties": {key: documents.URL_TEXT}, "required": [key]}
         for key in ("image", "url", "image_url")
     ],
 }

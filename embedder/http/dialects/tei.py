@@ -17,15 +17,7 @@ from embedder.errors import (
     Overloaded,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Json, Query, expected_model, json_reply
-from embedder.http.dialects.documents import (
-    EXAMPLE_URL,
-    URL_TEXT,
-    example_embedding,
-    json_content,
-    of_model,
-    operation,
-)
+from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts
 from embedder.model.spec import ModelSpec
@@ -100,21 +92,26 @@ class TEI(Native):
                 "inputs": {
                     "description": "http(s) or `data:` URLs.",
                     "anyOf": [
-                        URL_TEXT,
-                        {"type": "array", "items": URL_TEXT, "minItems": 1, "maxItems": self._max_inputs},
+                        documents.URL_TEXT,
+                        {
+                            "type": "array",
+                            "items": documents.URL_TEXT,
+                            "minItems": 1,
+                            "maxItems": self._max_inputs,
+                        },
                     ],
                 },
                 "normalize": {"enum": [True, None], "description": "All embeddings have norm 1."},
-                **of_model(spec),
+                **documents.of_model(spec),
             },
             "required": ["inputs"],
         }
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embedding of one image",
                 description="",
-                takes=json_content("InputsRequest", {"inputs": [EXAMPLE_URL]}),
-                answers=json_content("InputsResponse", [example_embedding(spec)]),
+                takes=documents.json_content("InputsRequest", {"inputs": [documents.EXAMPLE_URL]}),
+                answers=documents.json_content("InputsResponse", [documents.example_embedding(spec)]),
                 render=self.error,
                 error_schema="TEIError",
             ),

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from embedder.errors import ImageTooLarge, InvalidRequest
 from embedder.http.body import Body, Part
-from embedder.http.dialects import Documentation, Json, Query
-from embedder.http.dialects.documents import EXAMPLE_ERRORS, error_responses
+from embedder.http.dialects import Documentation, Json, Query, documents
 from embedder.http.dialects.embed import Embed
 from embedder.http.dialects.embed_batch import EmbedBatch
 from embedder.model.spec import ModelSpec
@@ -63,8 +62,8 @@ class UploadBatch(EmbedBatch):
         documentation = super().document(spec)
         documentation.operation["requestBody"]["content"] = {_FORM: {"schema": form}}
         # Alone of the images' errors it ends the reading of the form, and so fails the request.
-        too_large = [error for error in EXAMPLE_ERRORS if isinstance(error, ImageTooLarge)]
-        documentation.operation["responses"] |= error_responses(too_large)
+        too_large = [error for error in documents.EXAMPLE_ERRORS if isinstance(error, ImageTooLarge)]
+        documentation.operation["responses"] |= documents.error_responses(too_large)
         return documentation
 
 

@@ -14,15 +14,7 @@ from starlette.responses import Response
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, expected_model, json_reply
-from embedder.http.dialects.documents import (
-    EXAMPLE_BASE64,
-    EXAMPLE_ERRORS,
-    example_embedding,
-    json_content,
-    operation,
-    schemas,
-)
+from embedder.http.dialects import Documentation, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import url_or_base64
 from embedder.model.spec import ModelSpec
@@ -64,17 +56,19 @@ class Vectors(Native):
         return json_reply(content)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        vector = example_embedding(spec)
+        vector = documents.example_embedding(spec)
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embedding of one image, for Weaviate's img2vec-neural",
                 description="One that fails fails the request.",
-                takes=json_content("VectorsRequest", {"id": "1_0", "image": EXAMPLE_BASE64}),
-                answers=json_content(
+                takes=documents.json_content(
+                    "VectorsRequest", {"id": "1_0", "image": documents.EXAMPLE_BASE64}
+                ),
+                answers=documents.json_content(
                     "VectorsResponse", {"id": "1_0", "vector": vector, "dim": spec.dimension, "error": ""}
                 ),
             ),
-            schemas=schemas(VectorsRequest, VectorsResponse),
+            schemas=documents.schemas(VectorsRequest, VectorsResponse),
         )
 
 
@@ -134,16 +128,16 @@ class Vectorize(Native):
         return json_reply({"error": f"{where}{error}", "code": error.code}, status=error.status)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        answer = {"textVectors": [], "imageVectors": [example_embedding(spec)], "error": ""}
+        answer = {"textVectors": [], "imageVectors": [documents.example_embedding(spec)], "error": ""}
         return Documentation(
-            operation=operation(
+            operation=documents.operation(
                 summary="The embeddings of images, for Weaviate's multi2vec-clip",
                 description=f"Up to {self._max_inputs}. One that fails fails the request.",
-                takes=json_content("VectorizeRequest", {"images": [EXAMPLE_BASE64]}),
-                answers=json_content("VectorizeResponse", answer),
-                errors=(*EXAMPLE_ERRORS, TextNotSupported("'cat'")),
+                takes=documents.json_content("VectorizeRequest", {"images": [documents.EXAMPLE_BASE64]}),
+                answers=documents.json_content("VectorizeResponse", answer),
+                errors=(*documents.EXAMPLE_ERRORS, TextNotSupported("'cat'")),
             ),
-            schemas=schemas(VectorizeRequest, VectorizeResponse),
+            schemas=documents.schemas(VectorizeRequest, VectorizeResponse),
         )
 
 
