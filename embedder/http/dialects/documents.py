@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, TypeAlias
 
 import orjson
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
@@ -48,7 +49,7 @@ ITEM_CODES: list[JsonValue] = [
 """The codes that an item of a batch may have."""
 
 
-URL_TEXT: Json = {"type": "string", "format": "uri"}
+URLText: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
 
 
 def of_model(spec: ModelSpec) -> Json:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from embedder.engine import Result, Source
@@ -29,14 +29,38 @@ from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
 from embedder.model.spec import ModelSpec
 
+_Image: TypeAlias = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "description": "An image: an http(s) URL, a `data:` URL, or, under `image`, base64 alone.",
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {key: {"type": "string", "format": "uri"}},
+                    "required": [key],
+                }
+                for key in ("image", "url", "image_url")
+            ],
+        }
+    ),
+]
+
 
 class EmbeddingsRequest(BaseModel):
-    """Images to embed. What else clients send is ignored."""
+    """Images to embed. Other keys are ignored."""
 
-    input: str | list[Any]
-    model: str | None = None
-    encoding_format: str | None = None
+    input: documents.URLText | _Image | Annotated[list[documents.URLText | _Image], Field(min_length=1)] = (
+        Field(description="One image or several.")
+    )
+    model: Any = Field(default=None, description="Any: the answer names the one that is served.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="base64: of little-endian float32."
+    )
     dimensions: int | None = None
+    errors: Literal["null"] | None = Field(
+        default=None, description="null: an image that fails gets a null, and says why under `errors`."
+    )
 
 
 class EmbeddingItem(BaseModel):
@@ -198,6 +222,10 @@ class OpenAI(Native):
         return json_reply({"error": content, "detail": str(error)}, status=status)
 
     def document(self, spec: ModelSpec) -> Documentation:
+        known = documents.schemas(EmbeddingsRequest, EmbeddingsResponse, OpenAIError)
+        request = known["EmbeddingsRequest"]["properties"]
+        request["input"]["anyOf"][-1]["maxItems"] = self._max_inputs
+        request |= documents.of_model(spec)
         item = {"object": "embedding", "index": 0, "embedding": documents.example_embedding(spec)}
         answer = {
             "object": "list",
@@ -216,43 +244,10 @@ class OpenAI(Native):
                 render=self.error,
                 error_schema="OpenAIError",
             ),
-            schemas={
-                "EmbeddingsRequest": self._request_schema(spec),
-                "ImageInput": _IMAGE_SCHEMA,
-                **documents.schemas(EmbeddingsResponse, OpenAIError),
-            },
+            schemas=known,
         )
 
-    def _request_schema(self, spec: ModelSpec) -> Json:
-        one = [documents.URL_TEXT, documents.ref("ImageInput")]
-        several = {"type": "array", "items": {"anyOf": one}, "minItems": 1, "maxItems": self._max_inputs}
-        return {
-            "type": "object",
-            "description": "Images to embed. Other keys are ignored.",
-            "properties": {
-                "input": {"description": "One image or several.", "anyOf": [*one, several]},
-                "model": {"description": "Any: the answer names the one that is served."},
-                "encoding_format": {
-                    "enum": ["float", "base64", None],
-                    "description": "base64: of little-endian float32.",
-                },
-                "errors": {
-                    "enum": ["null", None],
-                    "description": "null: an image that fails gets a null, and says why under `errors`.",
-                },
-                **documents.of_model(spec),
-            },
-            "required": ["input"],
-        }
 
-
-_IMAGE_SCHEMA: Json = {
-    "description": "An image: an http(s) URL, a `data:` URL, or, under `image`, base64 alone.",
-    "anyOf": [
-        {"type": "object", "properties": {key: documents.URL_TEXT}, "required": [key]}
-        for key in ("image", "url", "image_url")
-    ],
-}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"} | dict.fromkeys(
     (500, 503), "server_error"
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, Field, RootModel
 from starlette.responses import Response
 
 from embedder.engine import Result
@@ -17,22 +18,32 @@ from embedder.errors import (
     Overloaded,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
+from embedder.http.dialects import Documentation, Query, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import PROBE_HEADER, Texts
 from embedder.model.spec import ModelSpec
 
 
 class InputsRequest(BaseModel):
-    """Images to embed. What else clients send is ignored, `truncate` for one."""
+    """Images to embed, for clients of text-embeddings-inference. Other keys are ignored."""
 
-    inputs: str | list[str]
-    normalize: bool | None = None
+    inputs: documents.URLText | Annotated[list[documents.URLText], Field(min_length=1)] = Field(
+        description="http(s) or `data:` URLs."
+    )
+    normalize: Literal[True] | None = Field(default=None, description="All embeddings have norm 1.")
     dimensions: int | None = None
 
 
 class InputsResponse(RootModel[list[list[float]]]):
     """A vector for each input, in their order."""
+
+
+class TEIError(BaseModel):
+    """An error as clients of text-embeddings-inference read it."""
+
+    error: str
+    error_type: str
+    code: str
 
 
 class TEI(Native):
@@ -84,28 +95,11 @@ class TEI(Native):
         return json_reply(content, status=error.status)
 
     def document(self, spec: ModelSpec) -> Documentation:
-        vector = {"type": "array", "items": {"type": "number"}, "minItems": spec.dimension}
-        request = {
-            "type": "object",
-            "description": "Images to embed, for clients of text-embeddings-inference. Other keys are ignored.",
-            "properties": {
-                "inputs": {
-                    "description": "http(s) or `data:` URLs.",
-                    "anyOf": [
-                        documents.URL_TEXT,
-                        {
-                            "type": "array",
-                            "items": documents.URL_TEXT,
-                            "minItems": 1,
-                            "maxItems": self._max_inputs,
-                        },
-                    ],
-                },
-                "normalize": {"enum": [True, None], "description": "All embeddings have norm 1."},
-                **documents.of_model(spec),
-            },
-            "required": ["inputs"],
-        }
+        known = documents.schemas(InputsRequest, InputsResponse, TEIError)
+        request = known["InputsRequest"]["properties"]
+        request["inputs"]["anyOf"][-1]["maxItems"] = self._max_inputs
+        request |= documents.of_model(spec)
+        known["InputsResponse"]["items"] |= documents.of_dimension(spec)
         return Documentation(
             operation=documents.operation(
                 summary="The embedding of one image",
@@ -115,20 +109,9 @@ class TEI(Native):
                 render=self.error,
                 error_schema="TEIError",
             ),
-            schemas={
-                "InputsRequest": request,
-                "InputsResponse": {"type": "array", "items": vector, "minItems": 1},
-                "TEIError": _ERROR_SCHEMA,
-            },
+            schemas=known,
         )
 
 
 # As in text-embeddings-inference's router/src/lib.rs.
 _TYPES = {Overloaded: "Overloaded", Draining: "Unhealthy", InternalError: "Backend"}
-
-_ERROR_SCHEMA: Json = {
-    "type": "object",
-    "description": "An error as clients of text-embeddings-inference read it.",
-    "properties": {name: {"type": "string"} for name in ("error", "error_type", "code")},
-    "required": ["error", "error_type", "code"],
-}
