@@ -30,6 +30,3 @@ class EmbeddingCache:
         self._entries.move_to_end(sha256)
         while len(self._entries) > self.max_entries:
             self._entries.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._entries)

@@ -86,7 +86,6 @@ class MethodNotAllowed(RequestError):
     summary = "the route takes another method"
 
     def __init__(self, *, method: str, allowed: Sequence[str]) -> None:
-        self.method = method
         self.allowed = tuple(allowed)
         super().__init__(f"the route does not take {method!r}; it takes {' and '.join(allowed)}")
 
@@ -111,9 +110,6 @@ class UnsupportedMediaType(RequestError):
     def __init__(
         self, media_type: str, *, takes: Sequence[str] = ("application/json",), encoding: str | None = None
     ) -> None:
-        self.media_type = media_type
-        self.takes = tuple(takes)
-        self.encoding = encoding
         super().__init__(
             f"the body's Content-Type is {media_type[:100]!r}; send {' or '.join(takes)} "
             f"(curl: -H 'Content-Type: {takes[0]}')"
@@ -139,8 +135,6 @@ class ModelMismatch(RequestError):
     summary = "the request expects another model than the one that is served"
 
     def __init__(self, *, expected: str, served: str) -> None:
-        self.expected = expected
-        self.served = served
         super().__init__(f"the request expects the model {expected[:100]!r}; served is {served}")
 
 
@@ -182,8 +176,6 @@ class UnsupportedFormat(RequestError):
     summary = "the bytes are no image of a format that is taken"
 
     def __init__(self, found: str, *, taken: Sequence[str]) -> None:
-        self.found = found
-        self.taken = tuple(taken)
         super().__init__(f"{found}; taken are {', '.join(taken)}")
 
 

@@ -167,12 +167,12 @@ class Pipeline:
         if isinstance(source, bytes):
             return await self._as_value(lambda lease: self._of_bytes(source, how, lease))
         if isinstance(source, Base64):
-            return await self._as_value(lambda lease: self._of_base64(source, how, lease))
+            return await self._as_value(lambda lease: self._of_text(source.text, read_base64, how, lease))
         if not isinstance(source, str):  # as a column of a table may have it
             return Result(error=InvalidRequest("the source is neither a URL nor the bytes of a file"))
         url = source.strip()
         if is_data_url(url):
-            return await self._as_value(lambda lease: self._of_data_url(url, how, lease))
+            return await self._as_value(lambda lease: self._of_text(url, read_data_url, how, lease))
         return await self._of_shared_url(url, how)
 
     async def _of_shared_url(self, url: str, how: _How) -> Outcome:
@@ -225,16 +225,9 @@ class Pipeline:
             del self._fetching_since_s[flight]
         return await self._decoded(file, how, {"fetch": perf_counter() - began_s})
 
-    async def _of_data_url(self, url: str, how: _How, lease: Lease) -> Outcome:
-        lease.add(len(url))
-        file = File(await self._read(lambda: read_data_url(url, max_bytes=self._max_image_bytes), len(url)))
-        return await self._decoded(file, how, {})
-
-    async def _of_base64(self, source: Base64, how: _How, lease: Lease) -> Outcome:
-        lease.add(len(source.text))
-        data = await self._read(
-            lambda: read_base64(source, max_bytes=self._max_image_bytes), len(source.text)
-        )
+    async def _of_text(self, text: str, read: Callable[..., bytes], how: _How, lease: Lease) -> Outcome:
+        lease.add(len(text))
+        data = await self._read(lambda: read(text, max_bytes=self._max_image_bytes), len(text))
         return await self._decoded(File(data), how, {})
 
     async def _of_bytes(self, data: bytes, how: _How, lease: Lease) -> Outcome:

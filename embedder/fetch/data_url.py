@@ -55,10 +55,10 @@ def read_data_url(text: str, *, max_bytes: int) -> bytes:
         raise URLNotAllowed("the data: URL is not valid base64") from None
 
 
-def read_base64(source: Base64, *, max_bytes: int) -> bytes:
-    """Its bytes, at most `max_bytes`. Blocking, as above. Raises BadImage and ImageTooLarge."""
+def read_base64(text: str, *, max_bytes: int) -> bytes:
+    """The bytes of a `Base64`'s `text`, at most `max_bytes`. Blocking, as above. Raises BadImage and ImageTooLarge."""
     try:
-        return _decoded(source.text.encode("ascii"), max_bytes)
+        return _decoded(text.encode("ascii"), max_bytes)
     except (binascii.Error, UnicodeEncodeError):
         raise BadImage("the image is not valid base64") from None
 

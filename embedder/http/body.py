@@ -24,8 +24,6 @@ class Part:
     """A field of a form."""
 
     name: str
-    is_file: bool
-    """Whether it has a file name."""
     data: bytes = b""
 
 
@@ -144,8 +142,7 @@ class _Form:
 
     def end_headers(self) -> None:
         _, said = parse_options_header(self._head.get(b"content-disposition"))
-        name = said.get(b"name", b"").decode(errors="replace")
-        self.parts.append(Part(name, b"filename" in said))
+        self.parts.append(Part(said.get(b"name", b"").decode(errors="replace")))
 
     def add(self, data: bytes, start: int, end: int) -> None:
         if len(self._data) + end - start > self._max_bytes:

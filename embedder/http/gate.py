@@ -152,12 +152,11 @@ class Gate:
         methods = self._methods.get(path)
         if methods is None:
             return NotFound()
-        headers = Headers(scope=scope)
         if path not in self._open and not self._keys.accept(scope["headers"]):
             return Unauthorized()
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
-        return _refused_body(headers, exchange) if method == "POST" else None
+        return _refused_body(Headers(scope=scope), exchange) if method == "POST" else None
 
 
 def _first(path: str) -> str:

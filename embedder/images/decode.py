@@ -517,17 +517,13 @@ def _pass(image: Image.Image, axis: int, span: _Span, preprocessing: Preprocessi
     return image.resize((image.width, crop), resampling, (0, span.start, image.width, span.stop))
 
 
-def _is_opaque(image: Image.Image) -> bool:
-    return image.mode in ("L", "RGB") and "transparency" not in image.info
-
-
 def _opaque(image: Image.Image) -> Image.Image:
     """The same pixels in mode L or RGB, composited on white.
 
     Palette indices, bits and inks can't be averaged. Nor can colours with alpha: the hidden colours of
     transparent pixels would bleed into their neighbours.
     """
-    if _is_opaque(image):
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
         return _grey_of_16_bits(image)
