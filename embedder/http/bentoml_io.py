@@ -26,7 +26,7 @@ from starlette.responses import Response
 from embedder.engine import Engine, Result
 from embedder.errors import EmbedderError, InternalError, ModelMismatch, Overloaded, bare
 from embedder.http.body import Body
-from embedder.http.dialects import Dialect, Query
+from embedder.http.dialects import Dialect
 from embedder.http.exchange import Exchange
 from embedder.model.encoder import Embeddings, Pixels
 from embedder.pipeline import DecodedImage, Outcome, Source
@@ -100,7 +100,7 @@ def _output_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # A
                 raise exchange.outcomes
             results = _results(exchange.outcomes, embeddings, engine)
             assert exchange.dialect is not None  # noqa: S101 - there are outcomes
-            response = exchange.dialect.render(exchange.query, results)
+            response = exchange.dialect.render(exchange.options, results)
         except EmbedderError as error:
             return exchange.error_response(error)
         except MemoryError:  # what other requests hold is about to be freed
@@ -163,8 +163,8 @@ async def _asked_for(
     )
     query = await (await exchange.spoken(body)).parse(body)
     _check_model(query.model, engine)
-    # Without the sources: a `data:` URL would be kept, and not counted, until the answer is written.
-    exchange.query = Query([], query.options)
+    # Not the sources: a `data:` URL would be kept, and not counted, until the answer is written.
+    exchange.options = query.options
     # One character beyond ASCII makes each of a text take up to four bytes.
     texts = (source for source in query.sources if isinstance(source, str))
     lease.add(3 * sum(len(text) for text in texts if not text.isascii()))

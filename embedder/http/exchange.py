@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 from starlette.responses import Response
 from starlette.types import Scope
 
 from embedder.errors import EmbedderError, InvalidRequest, MethodNotAllowed, Unauthorized
 from embedder.http.body import Body
-from embedder.http.dialects import Dialect, Query
+from embedder.http.dialects import Dialect
 from embedder.http.dialects.native import error_reply
 from embedder.metrics.measures import Metrics
 from embedder.model.batching import WAITED_S
@@ -39,7 +39,7 @@ class Exchange:
     """The one that is spoken, as far as that is known; None: errors are in the native shape."""
     resources: ExitStack = field(default_factory=ExitStack)
     """What the request holds until its answer is written."""
-    query: Query = field(default_factory=lambda: Query(()))
+    options: Any = None  # Any: its dialect's own, from `parse` to `render`
     outcomes: list[Outcome] | EmbedderError = field(default_factory=list)
     """One for each source, or the failure of the whole request."""
     began_s: float = field(default_factory=perf_counter)

@@ -54,11 +54,11 @@ class Third:
             raise ZeroDivisionError
         return Query([file], options=body.headers.get(LABEL))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: str | None, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.error is not None:
             raise result.error
-        answer = {"vector": result.embedding, "label": query.options}
+        answer = {"vector": result.embedding, "label": options}
         return Response(
             orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), 201, headers={LABEL: "echoed"}
         )

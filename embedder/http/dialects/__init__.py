@@ -75,10 +75,8 @@ class Dialect(Protocol):
     async def parse(self, body: Body) -> Query:
         """Raises InvalidRequest, or another EmbedderError for the whole request."""
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
-        """The answer, from one result for each source of the query, in their order.
-
-        `query` has its options, but no sources any more.
+    def render(self, options: Any, results: Sequence[Result]) -> Response:  # Any: as Query.options
+        """The answer to a query, from one result for each of its sources, in their order.
 
         Raises EmbedderError where the request as a whole gets an error.
         """

@@ -44,7 +44,7 @@ class Embed(Native):
             raise InvalidRequest('the body has no text under "url": send {"url": "https://..."}')
         return Query([url], model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: None, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.error is not None:
             raise result.error

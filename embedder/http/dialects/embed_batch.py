@@ -88,7 +88,7 @@ class EmbedBatch(Native):
         if count > self._max_urls:
             raise InvalidRequest(f"the body has {count} {what}; the limit is {self._max_urls}")
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: bool, results: Sequence[Result]) -> Response:
         content: Json = {
             "embeddings": [result.embedding for result in results],
             "errors": [
@@ -97,7 +97,7 @@ class EmbedBatch(Native):
                 if result.error is not None
             ],
         }
-        if query.options:
+        if options:
             content["images"] = [
                 None if result.error else {name: getattr(result, name) for name in Image.model_fields}
                 for result in results

@@ -184,8 +184,7 @@ class OpenAI(Native):
             )
         return _one_of(content, "encoding_format", "float", "base64") == "base64"
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
-        options: _Options = query.options
+    def render(self, options: _Options, results: Sequence[Result]) -> Response:
         failed = {index: result.error for index, result in enumerate(results) if result.error is not None}
         if failed and not options.nulls:
             # What is wrong with the request first: trying again would not help.

@@ -81,11 +81,11 @@ class TEI(Native):
         probed = any(map(self._texts.is_probe, texts))
         return Query(sources, options=probed, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: bool, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):
             if result.error is not None:
                 raise InputError(result.error, f"inputs[{index}]")
-        headers = {PROBE_HEADER: "true"} if query.options else None
+        headers = {PROBE_HEADER: "true"} if options else None
         return json_reply([result.embedding for result in results], headers=headers)
 
     def error(self, error: EmbedderError) -> Response:

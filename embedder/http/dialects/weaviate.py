@@ -48,11 +48,11 @@ class Vectors(Native):
             raise InvalidRequest('"id" is not text')
         return Query([_image(content.get("image"))], options=name, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: str | None, results: Sequence[Result]) -> Response:
         (result,) = results
         if result.embedding is None:
             raise result.error or InvalidRequest("no image")
-        content = {"id": query.options, "vector": result.embedding, "dim": len(result.embedding), "error": ""}
+        content = {"id": options, "vector": result.embedding, "dim": len(result.embedding), "error": ""}
         return json_reply(content)
 
     def document(self, spec: ModelSpec) -> Documentation:
@@ -115,7 +115,7 @@ class Vectorize(Native):
                 raise InputError(error, f"images[{index}]") from error
         return Query(sources, model=expected_model(content))
 
-    def render(self, query: Query, results: Sequence[Result]) -> Response:
+    def render(self, options: None, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):
             if result.error is not None:
                 raise InputError(result.error, f"images[{index}]")
