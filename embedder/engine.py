@@ -22,13 +22,13 @@ import numpy as np
 
 from embedder import __version__
 from embedder.cache import EmbeddingCache
-from embedder.errors import EmbedderError, InternalError, Overloaded, megabytes
+from embedder.errors import EmbedderError, InternalError, Overloaded, StartError, megabytes
 from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.data_url import Base64
-from embedder.fetch.dialling import OwnAddressesUnknown, check_own_addresses_are_known
+from embedder.fetch.dialling import check_own_addresses_are_known
 from embedder.fetch.fetcher import Fetcher
 from embedder.fetch.urls import URLPolicy
-from embedder.images.decoders import DecoderError, Decoders, Room
+from embedder.images.decoders import Decoders, Room
 from embedder.images.formats import FORMATS, ON, Format, named
 from embedder.metrics.measures import Metrics
 from embedder.model.batching import Array, Batcher, Lane
@@ -64,10 +64,6 @@ class _Share:
     def __init__(self) -> None:
         self.decoding = asyncio.Semaphore(2)
         self.encoding = asyncio.Semaphore(2)
-
-
-class StartError(Exception):
-    """On this machine it can't start; the message is one sentence that says what to change."""
 
 
 class Engine:
@@ -191,10 +187,8 @@ class Engine:
             # On one of them, so that ONNX Runtime's own threads are as nice as they are.
             await asyncio.get_running_loop().run_in_executor(self._encoders, self._load, self.encoder)
             await self.pipeline.start()
-        except BaseException as error:
+        except BaseException:
             self._encoders.shutdown(wait=False)
-            if isinstance(error, OwnAddressesUnknown | DecoderError):
-                raise StartError(str(error)) from error
             raise
         self._retrying = asyncio.create_task(self._retry_failed_encoder())
 
@@ -209,11 +203,8 @@ class Engine:
                 f"a process may map {megabytes(mappable)} more and a worker takes {megabytes(needed)}: "
                 "raise its limit (`ulimit -v` or `ulimit -d`)"
             )
-        try:
-            check_own_addresses_are_known()
-            self.pipeline.decoders.check()
-        except (OwnAddressesUnknown, DecoderError) as error:
-            raise StartError(str(error)) from error
+        check_own_addresses_are_known()
+        self.pipeline.decoders.check()
         self.model.check_file(self.settings.precision)
         self._load(Encoder(self.spec, threads=1, threads_alone=1))  # which is forgotten again
 

@@ -246,6 +246,10 @@ class InputError(EmbedderError):
         super().__init__(str(cause))
 
 
+class StartError(Exception):
+    """On this machine it can't start; the message is one sentence that says what to change."""
+
+
 def bare(error: EmbedderError) -> EmbedderError:
     """`error` without its traceback, whose frames keep bodies and images alive that no budget counts any more."""
     error.__cause__ = error.__context__ = None

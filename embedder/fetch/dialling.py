@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, ip_address
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from embedder.errors import StartError
 from embedder.fetch.addresses import Address, AddressPolicy
 from embedder.runtime.file_limits import is_reserved
 
@@ -42,10 +43,6 @@ class AddressRefused(PermissionError):
     def __init__(self, address: Address) -> None:
         self.text = f"{address} is not public, not allowed, or this machine's own"
         super().__init__(errno.EACCES, self.text)
-
-
-class OwnAddressesUnknown(RuntimeError):
-    """This machine's own addresses can't be told from others."""
 
 
 class GuardedResolver(AbstractResolver):
@@ -118,13 +115,13 @@ def may_dial(address: Address, policy: AddressPolicy) -> bool:
 
 
 def check_own_addresses_are_known() -> None:
-    """Raises OwnAddressesUnknown where every address looks like this machine's own.
+    """Raises StartError where every address looks like this machine's own.
 
     Every image would be answered "can't be reached" there. Blocks for microseconds.
     """
     for setting, addresses in _NOBODYS_ADDRESSES.items():
         if not any(map(_bind_errno, addresses)):
-            raise OwnAddressesUnknown(
+            raise StartError(
                 f"{setting} is 1 on this machine, so its own addresses can't be told from others and every "
                 f"image would be refused: set it to 0 (sysctl -w {setting}=0)"
             )

@@ -102,7 +102,7 @@ class Fetcher:
         self._session: aiohttp.ClientSession
 
     async def start(self) -> None:
-        """Raises OwnAddressesUnknown on machines where no address could be judged."""
+        """Raises StartError on machines where no address could be judged."""
         check_own_addresses_are_known()
         dialled = self._urls.addresses if self._proxy is None else None
         self._resolver = GuardedResolver(self._make_resolver(), dialled)

@@ -32,7 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import embedder
-from embedder.errors import BadImage, EmbedderError, InternalError, Overloaded, TooManyPixels, megabytes
+from embedder.errors import (
+    BadImage,
+    EmbedderError,
+    InternalError,
+    Overloaded,
+    StartError,
+    TooManyPixels,
+    megabytes,
+)
 from embedder.images.child import MAX_ANSWER_BYTES, READY, TASK, Job
 from embedder.images.formats import HEAD_BYTES, Format, check_pixels, recognised, stated_size
 from embedder.metrics.measures import Metrics
@@ -56,10 +64,6 @@ MAX_LARGE_WAITING = 32
 
 KEPT_BYTES = 4_000_000
 """Of shared memory, between two pictures. Giving all of it back each time would cost a large photo 1 %."""
-
-
-class DecoderError(Exception):
-    """No child can be started; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +186,12 @@ class Decoders:
         return [child.process.pid for child in self._children]
 
     def check(self) -> None:
-        """Raises DecoderError, in one sentence, when a child can't be started."""
+        """Raises StartError when a child can't be started."""
         self._started()
         self._end_children()
 
     async def start(self) -> None:
-        """Raises DecoderError as `check` does."""
+        """Raises StartError as `check` does."""
         self._starters = ThreadPoolExecutor(self.room.count, thread_name_prefix="decoders")
         loop = asyncio.get_running_loop()
         starting = [loop.run_in_executor(self._starters, self._started) for _ in range(self.room.count)]
@@ -377,7 +381,7 @@ class Decoders:
             try:
                 self._add(await loop.run_in_executor(self._starters, self._started))
                 return
-            except DecoderError as error:
+            except StartError as error:
                 logger.error("%s", error)
                 self._can_start = False
             for turn in () if self._children else tuple(self._waiting):
@@ -393,11 +397,11 @@ class Decoders:
         self._give_turns()
 
     def _started(self) -> _Child:
-        """Blocks until a child is ready: 0.2 s. Raises DecoderError."""
+        """Blocks until a child is ready: 0.2 s. Raises StartError."""
         try:
             child = self._popen()
         except OSError as error:
-            raise DecoderError(f"a decoding process can't be started: {error.strerror}") from error
+            raise StartError(f"a decoding process can't be started: {error.strerror}") from error
         child.channel.settimeout(START_S)
         try:
             said = child.channel.recv(MAX_ANSWER_BYTES)
@@ -408,7 +412,7 @@ class Decoders:
             _, why = child.process.communicate()
             self._all.discard(child)
             last = (said or why).decode(errors="replace").strip().rpartition("\n")[2]
-            raise DecoderError(f"a decoding process can't be started: {last or 'it ended'}")
+            raise StartError(f"a decoding process can't be started: {last or 'it ended'}")
         child.channel.setblocking(False)
         if child.process.stderr is not None:
             child.process.stderr.close()

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from embedder.fetch.dialling import OwnAddressesUnknown
+from embedder.errors import StartError
 from tests.answers import CAT
 from tests.fetch.fetching import CAME, fetching, outcome
 from tests.origin import Origin
@@ -131,7 +131,7 @@ async def _work(job: Job) -> JobResult:
                     except asyncio.CancelledError:
                         kind, code, text = asyncio.CancelledError, "", ""
                     outcomes.append((kind.__name__, code, text))
-        except OwnAddressesUnknown as exc:
+        except StartError as exc:
             outcomes.append((type(exc).__name__, "", str(exc)))
         return JobResult(outcomes, sum(canary.connections.accepted for canary in canaries))
 

@@ -304,4 +304,4 @@ def test_the_start_fails_in_one_sentence_where_every_address_looks_own(family: s
         f"{setting} is 1 on this machine, so its own addresses can't be told from others and every image "
         f"would be refused: set it to 0 (sysctl -w {setting}=0)"
     )
-    assert result.outcomes == [("OwnAddressesUnknown", "", text)]
+    assert result.outcomes == [("StartError", "", text)]

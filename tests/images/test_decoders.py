@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from embedder.errors import EmbedderError, Overloaded, TooManyPixels, UnsupportedFormat
+from embedder.errors import EmbedderError, Overloaded, StartError, TooManyPixels, UnsupportedFormat
 from embedder.images import decoders
-from embedder.images.decoders import DecoderError, Decoders, File, Room
+from embedder.images.decoders import Decoders, File, Room
 from embedder.images.formats import ON, Format, named
 from embedder.metrics.measures import Metrics
 from embedder.model.spec import Preprocessing
@@ -343,7 +343,7 @@ async def test_a_file_is_let_go_when_it_is_in_a_childs_memory(photo: bytes) -> N
 
 
 async def test_a_child_that_can_not_start_stops_the_start_in_one_line() -> None:
-    with pytest.raises(DecoderError, match=r"a decoding process can't be started: .*nothing_like_it"):
+    with pytest.raises(StartError, match=r"a decoding process can't be started: .*nothing_like_it"):
         async with started(program="from nothing_like_it import main"):
             pass
 
