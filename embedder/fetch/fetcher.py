@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from embedder.errors import Draining, FetchFailed, ImageTooLarge, UnsupportedFormat, URLNotAllowed
+from embedder.errors import Draining, FetchFailed, ImageTooLarge, URLNotAllowed
 from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, BoundedConnector
 from embedder.fetch.compression import Unpacker
 from embedder.fetch.dialling import (
@@ -265,11 +265,7 @@ class Fetcher:
         return data
 
     def _is_image(self, begins: bytes) -> bool:
-        try:
-            recognised(begins[:HEAD_BYTES], self._formats)
-        except UnsupportedFormat:
-            return False
-        return True
+        return any(format.begins.match(begins) for format in self._formats)
 
     def _note(self, failure: Failure, url: URL | None) -> None:
         self._metrics.fetch_failures.labels(failure.reason).inc()

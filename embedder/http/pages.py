@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 
-import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -19,6 +18,7 @@ from starlette.routing import Route
 from embedder import __version__
 from embedder.engine import Engine
 from embedder.http.bentoml_private import docs_page
+from embedder.http.dialects import json_reply
 from embedder.http.dialects.openai import models
 from embedder.model.spec import ModelSpec
 
@@ -40,24 +40,24 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
     """`health` gives "healthy", "draining" or "unhealthy"."""
 
     @cache  # 5 ms to make, and nothing limits how many ask at once
-    def info() -> bytes:
-        return orjson.dumps(describe(engine))
+    def info() -> Mapping[str, object]:
+        return describe(engine)
 
     async def health_view(_: Request) -> Response:
         status = health()
-        return _json(orjson.dumps({"status": status}), status=200 if status == "healthy" else 503)
+        return json_reply({"status": status}, status=200 if status == "healthy" else 503)
 
     async def info_view(_: Request) -> Response:
-        return _json(info())
+        return json_reply(info())
 
     async def well_known_view(_: Request) -> Response:
         return Response(status_code=204 if health() == "healthy" else 503)
 
     async def models_view(_: Request) -> Response:
-        return _json(orjson.dumps({"object": "list", "data": models(engine.spec)}))
+        return json_reply({"object": "list", "data": models(engine.spec)})
 
     async def model_view(_: Request) -> Response:
-        return _json(orjson.dumps(models(engine.spec)[0]))
+        return json_reply(models(engine.spec)[0])
 
     async def docs_view(_: Request) -> Response:
         return HTMLResponse(docs_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
@@ -124,7 +124,3 @@ def describe(engine: Engine) -> Mapping[str, object]:
             },
         },
     }
-
-
-def _json(content: bytes, *, status: int = 200) -> Response:
-    return Response(content, status_code=status, media_type="application/json")

@@ -188,12 +188,9 @@ class OpenAI(Native):
         failed = {index: result.error for index, result in enumerate(results) if result.error is not None}
         if failed and not options.nulls:
             # What is wrong with the request first: trying again would not help.
-            index = next(
-                (index for index, error in failed.items() if not isinstance(error, ServiceError)), None
-            )
-            if index is None:
-                raise next(iter(failed.values()))
-            raise InputError(failed[index], options.params[index])
+            index = min(failed, key=lambda index: isinstance(failed[index], ServiceError))
+            error = failed[index]
+            raise error if isinstance(error, ServiceError) else InputError(error, options.params[index])
         content: Json = {
             "object": "list",
             "data": [
