@@ -34,13 +34,13 @@ from embedder.http.uvicorn_private import Connection
 from embedder.metrics.measures import Metrics
 from embedder.metrics.worker_gauges import report
 from embedder.runtime.file_limits import raise_descriptor_limit
-from embedder.runtime.memory import spare_address_space
+from embedder.runtime.memory import spare_memory
 from embedder.runtime.shutdown import Shutdown
 from embedder.settings import SettingError, Settings
 
 # What importing this file changes in the process. Importing the package changes nothing.
 HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__qualname__}"  # BentoML lets uvicorn choose
-spare_address_space()
+spare_memory()
 
 try:
     settings = Settings.from_environ(os.environ)
@@ -56,6 +56,11 @@ engine = Engine(settings, metrics=Metrics(REGISTRY), cores_file=cores_file)
 shutdown = Shutdown(limit_s=REQUEST_TIMEOUT_S + 5)  # the last requests are still to be answered
 # Those that have strings for images, and several of them. Of the model nothing is known while this file is imported.
 of_texts = (lambda: engine.spec, settings.max_inputs, texts.Texts(settings.probe_inputs))
+batches = (embed_batch.EmbedBatch(settings.max_urls), upload.UploadBatch(settings.max_urls))
+
+
+def routes(dialects: list[Dialect]) -> Routes:
+    return Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec))
 
 
 class EmbedderService(bentoml_private.GatedService):
@@ -76,10 +81,6 @@ class EmbedderService(bentoml_private.GatedService):
     @staticmethod
     def document(base: Json, dialects: list[Dialect]) -> Json:
         return openapi_document(base, dialects, engine, routes(dialects).open_paths(settings.open_routes))
-
-
-def routes(dialects: list[Dialect]) -> Routes:
-    return Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec))
 
 
 def check_room() -> None:
@@ -142,12 +143,7 @@ class ImageEmbedder:
         return health() == "healthy"
 
     embed = api(engine, "embed", embed.Embed(), tei.TEI(*of_texts), upload.Upload())
-    embed_batch = api(
-        engine,
-        "embed_batch",
-        embed_batch.EmbedBatch(settings.max_urls),
-        upload.UploadBatch(settings.max_urls),
-    )
+    embed_batch = api(engine, "embed_batch", *batches)
     embeddings = api(engine, "embeddings", openai.OpenAI(*of_texts))
     vectors = api(engine, "vectors", weaviate.Vectors())
     vectorize = api(engine, "vectorize", weaviate.Vectorize(settings.max_inputs))

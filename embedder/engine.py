@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -228,7 +228,7 @@ class Engine:
 
     async def stream(
         self, sources: Iterable[Source], *, hashed: bool = True, shared: bool = False
-    ) -> AsyncIterator[Result]:
+    ) -> AsyncGenerator[Result, None]:
         """The results, in the order of `sources`, as they come.
 
         As many are in work at once as the budget of bytes has room for the largest image, and at most
@@ -286,7 +286,9 @@ class Engine:
 
     async def _try(self, source: Source, hashed: bool, share: _Share | None) -> Result:
         try:
-            with self.pipeline.places(1):
+            # Requests of many images leave half of the places to others, also where they wait for slow origins.
+            beside = self.settings.max_in_flight_images // 2 if share else 0
+            with self.pipeline.places(1, beside=beside):
                 decoding = None if share is None else share.decoding
                 (outcome,) = await self.pipeline.outcomes([source], hashed=hashed, decoding=decoding)
                 if isinstance(outcome, Result):

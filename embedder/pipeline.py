@@ -43,7 +43,7 @@ SLOW_FETCH_S = 0.25
 # More of a file or text is read on a thread. It takes 0.2 ms.
 INLINE_BYTES = 262_144
 
-Source: TypeAlias = str | bytes | Base64
+Source: TypeAlias = str | bytes | Base64 | EmbedderError
 """A URL, or an image's file."""
 
 
@@ -123,9 +123,9 @@ class Pipeline:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
-        """Holds places in work for `count` images. Raises Overloaded when there are not that many now."""
-        self.check_room(count)
+    def places(self, count: int, *, beside: int = 0) -> Iterator[None]:
+        """Holds places in work for `count` images. Raises Overloaded when not so many and `beside` are free now."""
+        self.check_room(count + beside)
         self.in_flight_images += count
         try:
             yield
@@ -168,6 +168,8 @@ class Pipeline:
             return await self._as_value(lambda lease: self._of_bytes(source, how, lease))
         if isinstance(source, Base64):
             return await self._as_value(lambda lease: self._of_text(source.text, read_base64, how, lease))
+        if isinstance(source, EmbedderError):
+            return Result(error=source)
         if not isinstance(source, str):  # as a column of a table may have it
             return Result(error=InvalidRequest("the source is neither a URL nor the bytes of a file"))
         url = source.strip()

@@ -145,7 +145,7 @@ async def test_leaving_early_ends_what_is_under_way(engine: Engine, origin: Orig
     stream = engine.stream([photo] + [origin.url("/photo.jpg")] * 50)
     async for _ in stream:
         break
-    await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+    await stream.aclose()
     assert engine.pipeline.in_flight_images == 0
     assert engine.byte_budget.total_bytes == 0
 

@@ -11,8 +11,10 @@ many images is done in here, in windows, and has none left for the batcher.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
 from types import new_class
@@ -26,10 +28,11 @@ from starlette.responses import Response
 from embedder.engine import Engine, Result
 from embedder.errors import EmbedderError, InternalError, ModelMismatch, Overloaded, bare
 from embedder.http.body import Body
-from embedder.http.dialects import Dialect
+from embedder.http.dialects import Dialect, Query
 from embedder.http.exchange import Exchange
+from embedder.images.decoders import MAX_LARGE_WAITING
 from embedder.model.encoder import Embeddings, Pixels
-from embedder.pipeline import DecodedImage, Outcome, Source
+from embedder.pipeline import DecodedImage, Outcome
 from embedder.runtime.byte_budget import Lease
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ EXPECT_HEADER = "X-Expect-Model"
 
 AT_ONCE = 64
 """A request of more images goes through in windows."""
+_NUMBER_BYTES = 16
+"""Of an embedding that waits for its answer to be read: a float32, and up to 12 characters."""
 MAX_JSON_VALUES = 131_072
 """Of a body, and 64 more for each image: commas stand in URLs too, and clients add fields of their own."""
 
@@ -132,11 +137,13 @@ def _spec(dialects: Sequence[Dialect], model: type[Any], **methods: object) -> t
 async def _outcomes(exchange: Exchange, request: Request, engine: Engine) -> list[Outcome] | EmbedderError:
     try:
         with engine.byte_budget.lease() as lease:
-            sources, hashed = await _asked_for(exchange, request, lease, engine)
-            if len(sources) > AT_ONCE:
-                return await _in_windows(exchange, sources, hashed, engine)
-            exchange.resources.enter_context(engine.pipeline.places(len(sources)))
-            return await engine.pipeline.outcomes(sources, hashed=hashed)
+            query = await _asked_for(exchange, request, lease, engine)
+            if len(query.sources) > AT_ONCE:
+                return await _in_windows(exchange, query, engine)
+            exchange.resources.enter_context(engine.pipeline.places(len(query.sources)))
+            # So that one request alone is never refused for want of turns.
+            turns = asyncio.Semaphore(MAX_LARGE_WAITING) if len(query.sources) > MAX_LARGE_WAITING else None
+            return await engine.pipeline.outcomes(query.sources, hashed=query.hashed, decoding=turns)
     except EmbedderError as error:
         return bare(error)
     except MemoryError:
@@ -146,10 +153,8 @@ async def _outcomes(exchange: Exchange, request: Request, engine: Engine) -> lis
         return InternalError()
 
 
-async def _asked_for(
-    exchange: Exchange, request: Request, lease: Lease, engine: Engine
-) -> tuple[Sequence[Source], bool]:
-    """The sources, and whether they are hashed. What else is in the body is out of memory by now."""
+async def _asked_for(exchange: Exchange, request: Request, lease: Lease, engine: Engine) -> Query:
+    """What the body asks for. What else is in it is out of memory by now."""
     settings = engine.settings
     _check_model(request.headers.get(EXPECT_HEADER), engine)
     most = max(settings.max_urls, settings.max_inputs)
@@ -168,7 +173,7 @@ async def _asked_for(
     # One character beyond ASCII makes each of a text take up to four bytes.
     texts = (source for source in query.sources if isinstance(source, str))
     lease.add(3 * sum(len(text) for text in texts if not text.isascii()))
-    return query.sources, query.hashed
+    return query
 
 
 def _check_model(expected: str | None, engine: Engine) -> None:
@@ -177,16 +182,23 @@ def _check_model(expected: str | None, engine: Engine) -> None:
         raise ModelMismatch(expected=expected, served=f"{spec.tag}, fingerprint {spec.fingerprint}")
 
 
-async def _in_windows(
-    exchange: Exchange, sources: Sequence[Source], hashed: bool, engine: Engine
-) -> list[Outcome]:
-    """The results. The time for a request begins anew with each AT_ONCE of them."""
+async def _in_windows(exchange: Exchange, query: Query, engine: Engine) -> list[Outcome]:
+    """The results, up to the first error where that fails the request.
+
+    The time for a request begins anew with each AT_ONCE of them.
+    """
     engine.pipeline.check_room(1)
+    # Its places are free again before its answer is read, which some clients never do.
+    answer = exchange.resources.enter_context(engine.byte_budget.lease())
+    answer.add(len(query.sources) * engine.spec.dimension * _NUMBER_BYTES)
     results: list[Outcome] = []
-    async for result in engine.stream(sources, hashed=hashed, shared=True):
-        results.append(result)
-        if len(results) % AT_ONCE == 0:
-            exchange.more_time()
+    async with aclosing(engine.stream(query.sources, hashed=query.hashed, shared=True)) as stream:
+        async for result in stream:
+            results.append(result)
+            if result.error is not None and query.all_or_nothing:
+                break
+            if len(results) % AT_ONCE == 0:
+                exchange.more_time()
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,10 @@ from embedder.runtime.byte_budget import Lease
 
 # A body that arrives a byte at a time would otherwise hold its request open without end.
 BODY_TIMEOUT_S = 15.0
+BODY_BYTES_PER_S = 500_000
+"""So fast it must come beyond that: 20 MB in 55 s."""
+# python-multipart writes a line for each form that is none, so clients could fill the log.
+_SILENT = logging.Logger("python_multipart", logging.CRITICAL)
 
 
 @dataclass(eq=False)
@@ -31,7 +36,8 @@ class Part:
 class Body:
     """Call one of `whole`, `json` and `parts`; `json` may be called again.
 
-    Each raises BodyTooLarge, InvalidRequest, also when the body does not arrive in BODY_TIMEOUT_S, and Overloaded.
+    Each raises BodyTooLarge, Overloaded, and InvalidRequest, also when the body takes longer to come than
+    BODY_TIMEOUT_S and a second more for each BODY_BYTES_PER_S.
     """
 
     _request: Request
@@ -53,7 +59,12 @@ class Body:
         return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     async def whole(self) -> bytes:
-        return b"".join([chunk async for chunk in self._chunks()])
+        content = (
+            bytearray()
+        )  # whose memory the system moves when it grows; many chunks would scatter over the heap
+        async for chunk in self._chunks():
+            content += chunk
+        return bytes(content)
 
     async def json(self) -> dict[str, Any]:  # Any: JSON
         """The JSON object that it is."""
@@ -84,6 +95,7 @@ class Body:
                     "on_end": form.finish,
                 },
             )
+            parser.logger = _SILENT
             async for chunk in self._chunks():
                 parser.write(chunk)
             parser.finalize()
@@ -101,15 +113,18 @@ class Body:
             raise BodyTooLarge(limit_bytes=self.max_bytes, actual_bytes=int(declared))
         length = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout(BODY_TIMEOUT_S) as timeout:
                 async for chunk in self._request.stream():
                     length += len(chunk)
+                    timeout.reschedule((timeout.when() or 0.0) + len(chunk) / BODY_BYTES_PER_S)
                     if length > self.max_bytes:
                         raise BodyTooLarge(limit_bytes=self.max_bytes)
                     self._lease.add(len(chunk))
                     yield chunk
         except TimeoutError:
-            raise InvalidRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+            raise InvalidRequest(
+                f"the body did not arrive within {BODY_TIMEOUT_S:g} s, or slower than {BODY_BYTES_PER_S // 1000} kB/s"
+            ) from None
         except ClientDisconnect:
             raise InvalidRequest("the client went away before its body was complete") from None
 

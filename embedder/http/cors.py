@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from embedder.http.bentoml_io import EXPECT_HEADER, FINGERPRINT_HEADER, MODEL_HEADER
+from embedder.http.bentoml_io import FINGERPRINT_HEADER, MODEL_HEADER
 from embedder.http.dialects.native import IMAGE_HEADERS
 from embedder.http.dialects.texts import PROBE_HEADER
 
@@ -21,7 +21,7 @@ def cors(origins: Sequence[str]) -> dict[str, Any]:  # Any: as `@bentoml.service
             "enabled": True,
             "access_control_allow_origins": list(origins),
             "access_control_allow_methods": ["GET", "POST"],
-            "access_control_allow_headers": ["Authorization", "X-API-Key", "Content-Type", EXPECT_HEADER],
+            "access_control_allow_headers": ["*"],  # OpenAI's client in a page sends a dozen of its own
             "access_control_expose_headers": [
                 *(MODEL_HEADER, FINGERPRINT_HEADER, PROBE_HEADER, *IMAGE_HEADERS),
                 *("Retry-After", "Server-Timing", "WWW-Authenticate"),

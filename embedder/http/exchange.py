@@ -90,7 +90,10 @@ class Exchange:
             waited_s = WAITED_S.get(0.0)
             queue_s += waited_s
             timings["encode"] = now_s - self.decoded_s - waited_s
-        timings |= {"queue": queue_s, "total": now_s - self.began_s}
+        total_s = now_s - self.began_s
+        timings |= {"queue": queue_s, "total": total_s}
+        if "fetch" in timings:  # another request's, perhaps, which began before this one
+            timings["fetch"] = min(timings["fetch"], total_s)
         order = ("fetch", "decode", "queue", "encode", "total")
         return ", ".join(f"{name};dur={1000 * timings[name]:.1f}" for name in order if name in timings)
 

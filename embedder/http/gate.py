@@ -100,8 +100,8 @@ class Gate:
         self._families: dict[str, list[Dialect]] = {}
         for dialect in routes.dialects:
             self._dialects.setdefault(dialect.paths[0], []).append(dialect)
-            if dialect.paths[0].count("/") > 1:
-                self._families.setdefault(_first(dialect.paths[0]), []).append(dialect)
+            for family in dialect.families:
+                self._families.setdefault(family, []).append(dialect)
         aliases = {path: dialect.paths[0] for dialect in routes.dialects for path in dialect.paths}
         # Do not let BentoML redirect `/embed/`: it would send body and key to the Host that the client named,
         # over http.
@@ -120,7 +120,8 @@ class Gate:
             scope = {**scope, "path": path, "raw_path": path.encode()}
         client = Client(scope, receive, send)
         path = scope["path"]
-        dialects = self._dialects.get(path) or self._families.get(_first(path), [])
+        first = path.removeprefix("/").partition("/")[0]  # `OPTIONS *` has no slash
+        dialects = self._dialects.get(path) or self._families.get(first, [])
         exchange = Exchange(dialects, self._metrics, more_time=client.more_time)
         with exchange.resources:
             error = self._refusal(scope, exchange) or await self._served(scope, exchange, client)
@@ -157,11 +158,6 @@ class Gate:
         if method not in methods:
             return MethodNotAllowed(method=method, allowed=methods)
         return _refused_body(Headers(scope=scope), exchange) if method == "POST" else None
-
-
-def _first(path: str) -> str:
-    """The first segment of a path: what is below `/v1/` has errors in one shape, also where there is no route."""
-    return path.removeprefix("/").partition("/")[0]  # `OPTIONS *` has no slash
 
 
 def _refused_body(headers: Headers, exchange: Exchange) -> EmbedderError | None:

@@ -50,6 +50,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Or
         "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.1/32",
         "EMBEDDER_MAX_BODY_BYTES": "500000",
         "EMBEDDER_MAX_IMAGE_BYTES": "1000000",
+        "EMBEDDER_MAX_INPUTS": "8",  # so that one more fits into a body
         "EMBEDDER_MAX_IN_FLIGHT_BYTES": "1000000",
         "EMBEDDER_API_KEYS": KEYS[0],
     }

@@ -41,6 +41,7 @@ class ThirdResponse(BaseModel):
 
 class Third:
     paths = ("/v1/third",)
+    families = ()
     key = None
     media_types = ("application/octet-stream", "image/*")
     request_model = ThirdRequest

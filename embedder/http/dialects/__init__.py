@@ -33,6 +33,8 @@ class Query:
     options: Any = None  # Any: the dialect's own, which its `render` gets back
     hashed: bool = False
     """Whether each result is to have its file's sha256."""
+    all_or_nothing: bool = False
+    """Whether an error of one image fails the request, so that those after it need not be embedded."""
     model: str | None = None
     """The fingerprint or the tag of the model that it must be answered by; None: any."""
 
@@ -56,6 +58,10 @@ class Dialect(Protocol):
     @property
     def paths(self) -> Sequence[str]:
         """The first is its own, the others are more names of it."""
+
+    @property
+    def families(self) -> Sequence[str]:
+        """First segments of paths: what is below them has this dialect's errors, also where there is no route."""
 
     @property
     def media_types(self) -> Sequence[str]:

@@ -16,6 +16,7 @@ class Native:
 
     media_types: Sequence[str] = JSON_TYPES
     key: str | None = None
+    families: Sequence[str] = ()
 
     def error(self, error: EmbedderError) -> Response:
         return error_reply(error)

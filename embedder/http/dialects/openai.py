@@ -124,6 +124,7 @@ class _Options:
 
 class OpenAI(Native):
     paths = ("/v1/embeddings", "/embeddings")
+    families = ("v1", "models")
     request_model = EmbeddingsRequest
     response_model = EmbeddingsResponse
 
@@ -137,6 +138,8 @@ class OpenAI(Native):
         given, param = content.get("input"), "input"
         if given is None and "messages" in content:
             given, param = _of_messages(content["messages"]), "messages"
+        if given is None:
+            raise InputError(InvalidRequest(f'"{param}" is missing'), param)
         inputs = given if isinstance(given, list) else [given]
         if not inputs:
             raise InputError(InvalidRequest(f'"{param}" is empty'), param)
@@ -145,19 +148,22 @@ class OpenAI(Native):
             raise InputError(InvalidRequest(sentence), param)
         listed = isinstance(given, list)
         params = [f"{param}[{index}]" if listed else param for index in range(len(inputs))]
-        sources = []
+        nulls = _one_of(content, "errors", "null") is not None
+        sources: list[Source] = []
         for each, name in zip(inputs, params, strict=True):
             try:
                 sources.append(self._source(each))
             except EmbedderError as error:
-                raise InputError(error, name) from error
+                if not nulls:
+                    raise InputError(error, name) from error
+                sources.append(error)
         options = _Options(
             as_base64=self._is_base64(content),
-            nulls=_one_of(content, "errors", "null") is not None,
+            nulls=nulls,
             params=params,
             probed=any(isinstance(each, str) and self._texts.is_probe(each) for each in inputs),
         )
-        return Query(sources, options, model=expected_model(content))
+        return Query(sources, options, all_or_nothing=not nulls, model=expected_model(content))
 
     def _source(self, given: Any) -> Source:  # Any: JSON
         """Raises TextNotSupported, InvalidRequest."""
@@ -207,7 +213,7 @@ class OpenAI(Native):
         return json_reply(content, headers={PROBE_HEADER: "true"} if options.probed else None)
 
     def error(self, error: EmbedderError) -> Response:
-        # Its clients try 409 and 424 again, and take 422 for another server's.
+        # Its clients try 409 again unless they are told not to, and 424; 422 they take for another server's.
         status = 400 if error.status in (422, 424) else error.status
         content = {
             "message": str(error),
@@ -215,7 +221,8 @@ class OpenAI(Native):
             "param": error.param if isinstance(error, InputError) else None,
             "code": error.code,
         }
-        return json_reply({"error": content, "detail": str(error)}, status=status)
+        headers = {"x-should-retry": "false"} if status == 409 else None
+        return json_reply({"error": content, "detail": str(error)}, status=status, headers=headers)
 
     def document(self, spec: ModelSpec) -> Documentation:
         known = documents.schemas(EmbeddingsRequest, EmbeddingsResponse, OpenAIError)
@@ -257,7 +264,7 @@ def _of_messages(messages: Any) -> Any:  # Any: JSON
         parts += content if isinstance(content, list) else [] if content is None else [content]
     if any(isinstance(part, str) or "text" in part for part in parts if isinstance(part, str | dict)):
         raise InputError(TextNotSupported('some of "messages"'), "messages")
-    if len(parts) != 1:
+    if len(parts) != 1 or isinstance(parts[0], list):
         raise InputError(InvalidRequest(f'"messages" has {len(parts)} images; one is taken'), "messages")
     return parts[0]
 

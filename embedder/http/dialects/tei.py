@@ -79,7 +79,7 @@ class TEI(Native):
             except EmbedderError as error:
                 raise InputError(error, f"inputs[{index}]") from error
         probed = any(map(self._texts.is_probe, texts))
-        return Query(sources, options=probed, model=expected_model(content))
+        return Query(sources, options=probed, all_or_nothing=True, model=expected_model(content))
 
     def render(self, options: bool, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):

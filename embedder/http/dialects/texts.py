@@ -16,13 +16,14 @@ from embedder.http.dialects.documents import EXAMPLE_BASE64
 
 PROBE_HEADER = "X-Embedding-Probe"
 
-_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*:)?//")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 _PROBE_PICTURE = Base64(EXAMPLE_BASE64)
 
 
 def is_url(text: str) -> bool:
-    return is_data_url(text.lstrip()) or _URL.match(text) is not None
+    text = text.lstrip()
+    return is_data_url(text) or _URL.match(text) is not None
 
 
 class Texts:

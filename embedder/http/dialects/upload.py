@@ -53,7 +53,7 @@ class UploadBatch(EmbedBatch):
         parts = await body.parts()
         files = _files(parts, "files")
         self._check_count(len(files), "files")
-        details = _field(parts, "details") == "true"
+        details = _is_true(parts, "details")
         return Query(files, options=details, hashed=details, model=_field(parts, "expect_model"))
 
     def document(self, spec: ModelSpec) -> Documentation:
@@ -84,3 +84,11 @@ def _files(parts: Sequence[Part], name: str) -> list[bytes]:
 def _field(parts: Sequence[Part], name: str) -> str | None:
     """The text of the first field of that name."""
     return next((part.data.decode(errors="replace") for part in parts if part.name == name), None)
+
+
+def _is_true(parts: Sequence[Part], name: str) -> bool:
+    """Raises InvalidRequest for a field that says neither."""
+    said = (_field(parts, name) or "false").strip().lower()
+    if said not in ("true", "1", "on", "yes", "false", "0", "off", "no"):
+        raise InvalidRequest(f'"{name}" is neither true nor false')
+    return said in ("true", "1", "on", "yes")

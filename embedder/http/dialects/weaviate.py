@@ -19,11 +19,13 @@ from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import url_or_base64
 from embedder.model.spec import ModelSpec
 
+_MAX_ID_CHARACTERS = 1000
+
 
 class VectorsRequest(BaseModel):
     """One image."""
 
-    id: str | None = Field(default=None, description="Comes back.")
+    id: str | None = Field(default=None, description="Comes back.", max_length=_MAX_ID_CHARACTERS)
     image: str = Field(description="Base64, or a URL.", json_schema_extra={"format": "byte"})
 
 
@@ -46,6 +48,10 @@ class Vectors(Native):
         name = content.get("id")
         if name is not None and not isinstance(name, str):
             raise InvalidRequest('"id" is not text')
+        if (
+            name is not None and len(name) > _MAX_ID_CHARACTERS
+        ):  # it is held, and not counted, until it is answered
+            raise InvalidRequest(f'"id" has {len(name)} characters; the limit is {_MAX_ID_CHARACTERS}')
         return Query([_image(content.get("image"))], options=name, model=expected_model(content))
 
     def render(self, options: str | None, results: Sequence[Result]) -> Response:
@@ -113,7 +119,7 @@ class Vectorize(Native):
                 sources.append(_image(image))
             except EmbedderError as error:
                 raise InputError(error, f"images[{index}]") from error
-        return Query(sources, model=expected_model(content))
+        return Query(sources, all_or_nothing=True, model=expected_model(content))
 
     def render(self, options: None, results: Sequence[Result]) -> Response:
         for index, result in enumerate(results):
@@ -128,6 +134,8 @@ class Vectorize(Native):
         return json_reply({"error": f"{where}{error}", "code": error.code}, status=error.status)
 
     def document(self, spec: ModelSpec) -> Documentation:
+        known = documents.schemas(VectorizeRequest, VectorizeResponse)
+        known["VectorizeRequest"]["properties"]["images"]["anyOf"][0]["maxItems"] = self._max_inputs
         answer = {"textVectors": [], "imageVectors": [documents.example_embedding(spec)], "error": ""}
         return Documentation(
             operation=documents.operation(
@@ -137,7 +145,7 @@ class Vectorize(Native):
                 answers=documents.json_content("VectorizeResponse", answer),
                 errors=(*documents.EXAMPLE_ERRORS, TextNotSupported("'cat'")),
             ),
-            schemas=documents.schemas(VectorizeRequest, VectorizeResponse),
+            schemas=known,
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +24,14 @@ COUNT = 200
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
-    """One worker, which waits long for images, and keeps no embeddings."""
+    """One worker with 64 places, which waits long for images, and keeps no embeddings."""
     environ = {
         "BENTOML_HOME": str(store),
         "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
         "EMBEDDER_ALLOWED_PORTS": str(origin.port),
         "EMBEDDER_CACHE_ENTRIES": "0",
         "EMBEDDER_FETCH_TIMEOUT_S": "40",
+        "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "64",
         "EMBEDDER_WORKERS": "1",
     }
     with Server(tmp_path_factory.mktemp("one") / "log", environ) as server:
@@ -47,11 +49,9 @@ def held(origin: Origin, photo: bytes) -> Iterator[Held]:
     answer.release()
 
 
-def body(origin: Origin) -> dict[str, object]:
-    return {
-        "input": [origin.url(f"/held/{number}.jpg") for number in range(COUNT)],
-        "encoding_format": "base64",
-    }
+def body(origin: Origin, query: str = "") -> dict[str, Any]:  # Any: JSON
+    urls = [origin.url(f"/held/{number}.jpg?{query}") for number in range(COUNT)]
+    return {"input": urls, "encoding_format": "base64"}
 
 
 def asked_for(origin: Origin) -> int:
@@ -62,16 +62,29 @@ def test_it_holds_a_few_places_and_others_are_served_beside_it(
     one: Server, origin: Origin, held: Held, photo: bytes
 ) -> None:
     before = asked_for(origin)
-    with ThreadPoolExecutor(1) as client:
-        large = client.submit(one.post, "/v1/embeddings", body(origin))
+    with ThreadPoolExecutor(2) as clients:
+        large = [clients.submit(one.post, "/v1/embeddings", body(origin, each)) for each in ("a", "b")]
+        # Both together leave half of the places, and the bytes of both answers are counted.
         until(lambda: one.metric("embedder_in_flight_images") == SHARED_WINDOW)
+        until(lambda: one.metric("embedder_in_flight_bytes") >= 2 * COUNT * 512 * 4)
         assert one.post("/embed", {"url": data_url(photo)}).status_code == 200
         assert asked_for(origin) - before == SHARED_WINDOW
         held.release()
-        answer = large.result()
-    assert answer.status_code == 200
-    assert len(answer.json()["data"]) == COUNT
-    assert asked_for(origin) - before == COUNT
+        answers = [each.result() for each in large]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [len(answer.json()["data"]) for answer in answers] == [COUNT, COUNT]
+    assert asked_for(origin) - before == 2 * COUNT
+    until(lambda: one.metric("embedder_in_flight_images") == one.metric("embedder_in_flight_bytes") == 0)
+
+
+def test_the_first_that_fails_ends_a_request_of_which_nothing_else_is_answered(
+    one: Server, origin: Origin, held: Held
+) -> None:
+    before = asked_for(origin)
+    asked = {"input": ["ftp://x", *body(origin)["input"]]}
+    answer = one.post("/v1/embeddings", asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[0]")
+    assert asked_for(origin) - before < SHARED_WINDOW
     until(lambda: one.metric("embedder_in_flight_images") == 0)
 
 

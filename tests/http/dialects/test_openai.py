@@ -157,6 +157,8 @@ def test_tokens_and_texts_in_objects_get_none_either(server: Server, given: obje
         ({"messages": {}}, "messages"),
         ({"messages": [{"role": "user", "content": [{"image_url": "ftp://x"}] * 2}]}, "messages"),
         ({"messages": [{"role": "user", "content": [5]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [["ftp://x", "ftp://x"]]}]}, "messages"),
+        ({"errors": "null"}, "input"),
         ([], None),
         ("x", None),
         ({"input": "ftp://x", "expect_model": 5}, None),
@@ -203,11 +205,14 @@ def test_nulls_are_given_for_bad_images_where_they_are_asked_for(server: Server,
         {"index": 1, "code": "url_not_allowed", "message": "the address 10.0.0.1 is not public"}
     ]
     assert ask(server, {**body, "input": [data_url(photo)]}).json()["errors"] == []
-    # An input that is none fails it all the same: it is the request that is wrong.
-    assert_refused(ask(server, {**body, "input": ["a cat"]}), 400, "text_not_supported", "input[0]", BAD)
+    content = ask(server, {**body, "input": ["a cat", data_url(photo), 5.5]}).json()
+    assert [item["embedding"] is None for item in content["data"]] == [True, False, True]
+    assert [error["code"] for error in content["errors"]] == ["text_not_supported", "invalid_request"]
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/models", "/v1/none", "/v1/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/embeddings", "/v1/models", "/models", "/v1/none", "/v1/"]
+)
 def test_whatever_fails_below_v1_is_an_error_of_its_shape(locked: Server, path: str) -> None:
     answer = requests.get(locked.url + path)
     if path in ("/v1/none", "/v1/"):
@@ -231,7 +236,15 @@ def test_the_model_is_listed_and_described(server: Server) -> None:
         assert (model["id"], model["object"]) == (tag, "model")
         for name in (tag, "resnet18", tag.replace(":", "%3A")):
             assert server.get(f"{path}/{name}").json() == model
-    assert_refused(server.get("/v1/models/gpt-4"), 404, "not_found", None, "not_found_error")
+        assert_refused(server.get(f"{path}/gpt-4"), 404, "not_found", None, "not_found_error")
+
+
+def test_another_model_than_is_expected_is_409_and_not_worth_trying_again(
+    server: Server, photo: bytes
+) -> None:
+    answer = ask(server, {"input": data_url(photo), "expect_model": "resnet50:1"})
+    assert_refused(answer, 409, "model_mismatch", None, BAD)
+    assert answer.headers["x-should-retry"] == "false"  # or its clients try 409 again
 
 
 def test_probes_get_the_vector_of_a_grey_picture_and_say_so(probed: Server) -> None:

@@ -67,6 +67,9 @@ def test_files_of_a_batch_are_answered_by_position(server: Server, photo: bytes)
         },
     ]
     assert "images" not in form(server, "/embed_batch", *files).json()
+    for said in ("True", "1", "on"):
+        assert "images" in form(server, "/embed_batch", *files, details=said).json()
+    assert_error(form(server, "/embed_batch", *files, details="maybe"), 400, "invalid_request")
 
 
 def test_an_image_that_fails_has_its_own_error(server: Server, photo: bytes) -> None:
@@ -133,7 +136,9 @@ NO_FORM = {
 @pytest.mark.parametrize("name", NO_FORM)
 def test_what_is_no_form_is_400(server: Server, path: str, name: str) -> None:
     media_type, body = NO_FORM[name]
+    logged = server.log.read_text()
     assert_error(raw(server, path, body, media_type), 400, "invalid_request")
+    assert server.log.read_text() == logged
 
 
 def test_a_file_may_hold_nearly_the_boundary(server: Server) -> None:

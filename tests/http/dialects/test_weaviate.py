@@ -70,6 +70,7 @@ def test_multi2vec_clip_gets_vectors(server: Server, photo: bytes, reference: Re
         ("/vectors", {"id": "1", "image": "no base64!"}, 422, "the image is not valid base64"),
         ("/vectors", {"id": "1"}, 400, "an image is missing: send its file in base64"),
         ("/vectors", {"id": 1, "image": "AAAA"}, 400, '"id" is not text'),
+        ("/vectors", {"id": "i" * 1001, "image": "AAAA"}, 400, '"id" has 1001 characters; the limit is 1000'),
         ("/vectorize", {"images": ["A A=="]}, 422, "images[0]: the content is no image; taken are "),
         ("/vectorize", {"images": ["!"]}, 422, "images[0]: the image is not valid base64"),
         ("/vectorize", {"images": [5]}, 400, "images[0]: an image is missing"),
