@@ -2,7 +2,8 @@
 
 `serve` is requirements.lock, which serves a model that is saved already. Each other level is an extra of
 pyproject.toml: `export` makes models, with torch; `dev` tests and lints; `bench`, `soak` and `fuzz` are for
-their targets. A level adds to what is there and removes nothing. A complete level takes milliseconds.
+their targets. A level adds to what is there and removes nothing: what serves keeps the versions of the lock. A
+complete level takes milliseconds.
 
 `export` takes torch's CPU build where there is one (`torch_build.py`). This runs on the standard library.
 """
@@ -98,7 +99,16 @@ def _install(level: str, wanted: list[str]) -> None:
         print(f"setup: installing the level {level}", flush=True)
     else:
         _install_torch(wanted)
+    if level != "serve":
+        constraints = VENV / "constraints.txt"
+        constraints.write_text("\n".join(pins((ROOT / LOCK).read_text())))
+        wanted = ["--constraint", str(constraints), *wanted]
     _run(f"install the level {level}", *PIP, "install", "--quiet", *wanted)
+
+
+def pins(lock: str) -> list[str]:
+    """The versions in `lock` without their hashes, which pip would then ask of all other packages too."""
+    return re.findall(r"^(\S+==[^\\\n]*[^\\\s])", lock, flags=re.MULTILINE)
 
 
 def _has_torch() -> bool:

@@ -15,11 +15,14 @@ import time
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import requests
+from packaging.requirements import Requirement
 
+from scripts import setup
 from tests.server import ROOT, free_port, is_ready, plain_environ
 
 # `make` works with the repository's own .venv: there, when the tests run as `make test` runs them.
@@ -191,6 +194,13 @@ def test_a_level_that_is_not_there_is_refused_in_one_line(checkout: Path, index:
 
 
 @in_own_venv
+def test_what_serves_has_the_versions_of_the_lock_whatever_is_installed_beside_it() -> None:
+    locked = [Requirement(pin) for pin in setup.pins((ROOT / "requirements.lock").read_text())]
+    assert len(locked) > 50
+    here = [each for each in locked if each.marker is None or each.marker.evaluate()]
+    assert [each for each in here if metadata.version(each.name) not in each.specifier] == []
+
+
 def test_setting_up_again_does_nothing() -> None:
     done = subprocess.run(["make", "setup"], cwd=ROOT, env=plain_environ(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
