@@ -297,7 +297,6 @@ def hostile() -> dict[str, bytes]:
     whole = encoded(photo(300, 200), "JPEG")
     return {
         "cut": whole[: len(whole) // 2],
-        "scans": jpeg_with_scans(500),
         "bomb": jpeg_header_only(60_000, 60_000),
         "flips": bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(whole)),
         "many-pixels": png_bomb(8_000, 8_000),

@@ -46,7 +46,7 @@ IDLE_S = 35.0
 
 DOCUMENTED: Mapping[int, set[str | None]] = {
     200: {None},
-    400: {"invalid_request"},
+    400: {"invalid_request", "text_not_supported"},
     404: {"not_found"},
     405: {"method_not_allowed"},
     413: {"body_too_large"},
