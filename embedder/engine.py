@@ -13,6 +13,8 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -58,12 +60,14 @@ SHARED_WINDOW = 32
 """How many of a request's images are in work at once where it has many: enough to hide the time of downloads."""
 
 
+@dataclass(frozen=True)
 class _Share:
-    """What a request of many images may have at once of what others want too: as much as a few requests of one."""
+    """What a caller of `stream` may have at once. As it is made, all there is."""
 
-    def __init__(self) -> None:
-        self.decoding = asyncio.Semaphore(2)
-        self.encoding = asyncio.Semaphore(2)
+    decoding: asyncio.Semaphore | None = None
+    encoding: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
+    beside: int = 0
+    """How many places it leaves to others."""
 
 
 class Engine:
@@ -233,7 +237,8 @@ class Engine:
 
         As many are in work at once as the budget of bytes has room for the largest image, and at most
         `max_in_flight_images`. `sources` is read that far ahead and no further. Where the engine is `shared`
-        with others, it is SHARED_WINDOW, of which few are decoded or wait for the network.
+        with others, it is SHARED_WINDOW, of which two are decoded and two wait for the network; and half of all
+        places are left to the others, also while these wait for slow origins.
         """
         settings = self.settings
         window = min(
@@ -241,7 +246,8 @@ class Engine:
             settings.max_in_flight_images,
             max(1, settings.max_in_flight_bytes // settings.max_image_bytes),
         )
-        share = _Share() if shared else None
+        half = settings.max_in_flight_images // 2
+        share = _Share(asyncio.Semaphore(2), asyncio.Semaphore(2), beside=half) if shared else _Share()
         tasks: deque[asyncio.Task[Result]] = deque()
         try:
             for source in sources:
@@ -275,7 +281,7 @@ class Engine:
         finally:
             self._cores.give_back(taken)
 
-    async def _result(self, source: Source, hashed: bool, share: _Share | None) -> Result:
+    async def _result(self, source: Source, hashed: bool, share: _Share) -> Result:
         result = await self._try(source, hashed, share)
         for _ in range(MAX_TRIES - 1):
             if not isinstance(result.error, Overloaded):
@@ -284,17 +290,12 @@ class Engine:
             result = await self._try(source, hashed, share)
         return result
 
-    async def _try(self, source: Source, hashed: bool, share: _Share | None) -> Result:
+    async def _try(self, source: Source, hashed: bool, share: _Share) -> Result:
         try:
-            # Requests of many images leave half of the places to others, also where they wait for slow origins.
-            beside = self.settings.max_in_flight_images // 2 if share else 0
-            with self.pipeline.places(1, beside=beside):
-                decoding = None if share is None else share.decoding
-                (outcome,) = await self.pipeline.outcomes([source], hashed=hashed, decoding=decoding)
+            with self.pipeline.places(1, beside=share.beside):
+                (outcome,) = await self.pipeline.outcomes([source], hashed=hashed, decoding=share.decoding)
                 if isinstance(outcome, Result):
                     return outcome
-                if share is None:
-                    return await self._encoded(outcome)
                 async with share.encoding:
                     return await self._encoded(outcome)
         except EmbedderError as error:

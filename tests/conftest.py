@@ -18,6 +18,7 @@ from tests.origin import Origin
 from tests.server import KEYS, ROOT, Server
 
 Reference = Callable[[bytes], NDArray[np.float32]]
+Serving = Callable[..., Server]
 # Those that take longest, with `--no-loadscope-reorder`, so that no worker is left alone with one at the end. The
 # first of them makes the model that others wait for; the second needs none.
 FIRST = ("test_save_model.py", "test_decoders.py", "test_faults.py", "test_commands.py", "test_bento.py")
@@ -114,19 +115,32 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin
 
 
 @pytest.fixture(scope="session")
-def locked(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+def serving(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Serving:
+    """Starts a service of one worker, which may fetch from `origin` and waits long for it, with more settings."""
+
+    def serve(target: str = ".", **settings: str) -> Server:
+        environ = {
+            "BENTOML_HOME": str(store),
+            "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+            "EMBEDDER_FETCH_TIMEOUT_S": "40",
+            "EMBEDDER_WORKERS": "1",
+            **settings,
+        }
+        return Server(tmp_path_factory.mktemp("server") / "log", environ, target=target)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def locked(serving: Serving) -> Iterator[Server]:
     """One worker, of int8, that takes KEYS and waits long for images. `/metrics` is open."""
-    environ = {
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    settings = {
         "EMBEDDER_API_KEYS": ",".join(KEYS),
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
         "EMBEDDER_OPEN_ROUTES": "metrics",
         "EMBEDDER_PRECISION": "int8",
-        "EMBEDDER_WORKERS": "1",
     }
-    with Server(tmp_path_factory.mktemp("locked") / "log", environ) as server:
+    with serving(**settings) as server:
         yield server
         assert "Traceback" not in server.log.read_text()
         assert "Exception" not in server.log.read_text()

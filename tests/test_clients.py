@@ -20,7 +20,7 @@ import requests
 
 from tests import pictures
 from tests.answers import Held, with_length
-from tests.conftest import Reference
+from tests.conftest import Reference, Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import KEYS, ROOT, Server, plain_environ
@@ -141,20 +141,15 @@ def test_openais_sdk_in_all_its_ways(
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
-    """One worker that has one image in work, takes a key, and may be called by pages of one origin."""
-    environ = {
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+def narrow(serving: Serving) -> Iterator[Server]:
+    """One worker that has one image in work, takes a key, and may be called by pages of two origins."""
+    settings = {
         "EMBEDDER_API_KEYS": KEYS[0],
         "EMBEDDER_CORS_ORIGINS": "https://shop.example,https://other.example:8443",
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
         "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "1",
         "EMBEDDER_MAX_URLS": "1",
-        "EMBEDDER_WORKERS": "1",
     }
-    with Server(tmp_path_factory.mktemp("narrow") / "log", environ) as server:
+    with serving(**settings) as server:
         yield server
 
 

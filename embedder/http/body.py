@@ -24,6 +24,11 @@ BODY_BYTES_PER_S = 500_000
 _SILENT = logging.Logger("python_multipart", logging.CRITICAL)
 
 
+def media_type(headers: Mapping[str, str]) -> str:
+    """That of a body, in lower case, without parameters; "" where there is none."""
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 @dataclass(eq=False)
 class Part:
     """A field of a form."""
@@ -55,13 +60,11 @@ class Body:
 
     @property
     def media_type(self) -> str:
-        """In lower case, without parameters; "" where there is none."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return media_type(self.headers)
 
     async def whole(self) -> bytes:
-        content = (
-            bytearray()
-        )  # whose memory the system moves when it grows; many chunks would scatter over the heap
+        # The system moves its memory when it grows. Many chunks would be scattered over the heap.
+        content = bytearray()
         async for chunk in self._chunks():
             content += chunk
         return bytes(content)

@@ -29,6 +29,7 @@ from embedder.errors import (
     UnsupportedMediaType,
 )
 from embedder.http.api_keys import APIKeys
+from embedder.http.body import media_type
 from embedder.http.client import Client
 from embedder.http.dialects import Dialect
 from embedder.http.exchange import Exchange
@@ -162,14 +163,14 @@ class Gate:
 
 def _refused_body(headers: Headers, exchange: Exchange) -> EmbedderError | None:
     """Why no dialect of the path can read a body with `headers`."""
-    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    declared = media_type(headers)
     encoding = headers.get("Content-Encoding", "").strip().lower()
-    able = exchange.taking(media_type)
+    able = exchange.taking(declared)
     if able:
         exchange.dialect = able[0]
     if not able or encoding not in ("", "identity"):
         takes = list(dict.fromkeys(dialect.media_types[0] for dialect in exchange.dialects))
-        return UnsupportedMediaType(media_type, takes=takes, encoding=encoding if able else None)
+        return UnsupportedMediaType(declared, takes=takes, encoding=encoding if able else None)
     return None
 
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import requests
@@ -23,6 +22,7 @@ from embedder.http.dialects.embed import Embed
 from embedder.http.exchange import Exchange
 from embedder.metrics.measures import Metrics
 from tests.answers import Held, with_length
+from tests.conftest import Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import KEYS, Server, assert_error
@@ -31,28 +31,23 @@ SITE = "https://shop.example"
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+def full(tmp_path_factory: pytest.TempPathFactory, serving: Serving, origin: Origin) -> Iterator[Server]:
     """A service that has place for one image, and has that image. A page of SITE may ask it."""
-    folder = tmp_path_factory.mktemp("full")
-    (folder / "bentoml.yaml").write_text(
+    configuration = tmp_path_factory.mktemp("full") / "bentoml.yaml"
+    configuration.write_text(
         "services: {image_embedder: {http: {cors: {enabled: true, "
         f"access_control_allow_methods: [POST], access_control_allow_origins: ['{SITE}']}}}}}}}}"
     )
-    environ = {
-        "BENTOML_HOME": str(store),
-        "BENTOML_CONFIG": str(folder / "bentoml.yaml"),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    settings = {
+        "BENTOML_CONFIG": str(configuration),
         "EMBEDDER_API_KEYS": KEYS[0],
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
         "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "1",
         "EMBEDDER_MAX_URLS": "1",
         "EMBEDDER_OPEN_ROUTES": "metrics",
-        "EMBEDDER_WORKERS": "1",
     }
     held = Held(with_length(b"no image"))
     origin.raw("/held.jpg", held)
-    with Server(folder / "log", environ) as server, ThreadPoolExecutor(1) as client:
+    with serving(**settings) as server, ThreadPoolExecutor(1) as client:
         first = client.submit(post, server, {"url": origin.url("/held.jpg")})
         assert held.arrived.acquire(timeout=60)
         yield server

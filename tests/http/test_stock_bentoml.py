@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.answers import Held, with_length
-from tests.conftest import Reference
+from tests.conftest import Reference, Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import Server, assert_error
@@ -19,23 +18,18 @@ MAX_CONCURRENCY = 3
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("stock")
-    (folder / "bentoml.yaml").write_text(
+def stock(tmp_path_factory: pytest.TempPathFactory, serving: Serving) -> Iterator[Server]:
+    configuration = tmp_path_factory.mktemp("stock") / "bentoml.yaml"
+    configuration.write_text(
         f"services: {{image_embedder: {{traffic: {{max_concurrency: {MAX_CONCURRENCY}}}}}}}"
     )
-    environ = {
-        "BENTOML_HOME": str(store),
-        "BENTOML_CONFIG": str(folder / "bentoml.yaml"),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    settings = {
+        "BENTOML_CONFIG": str(configuration),
         "EMBEDDER_BATCHING": "bentoml",
         "EMBEDDER_CACHE_ENTRIES": "0",
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
         "EMBEDDER_MAX_BATCH_SIZE": "32",
-        "EMBEDDER_WORKERS": "1",
     }
-    with Server(folder / "log", environ) as server:
+    with serving(**settings) as server:
         yield server
         assert "Traceback" not in server.log.read_text()
 

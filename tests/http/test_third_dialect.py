@@ -15,7 +15,7 @@ import requests
 from openapi_spec_validator import validate
 
 from tests.answers import Held, with_length
-from tests.conftest import Reference
+from tests.conftest import Reference, Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import KEYS, ROOT, Server, assert_error, plain_environ
@@ -25,21 +25,15 @@ PLACES = 3
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+def three(serving: Serving) -> Iterator[Server]:
     """`tests/http/third_dialect.py` with a key, PLACES images in work, and 1 MB for a body."""
-    environ = {
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+    settings = {
         "EMBEDDER_API_KEYS": KEYS[0],
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
         "EMBEDDER_MAX_BODY_BYTES": "1000000",
         "EMBEDDER_MAX_IN_FLIGHT_IMAGES": str(PLACES),
         "EMBEDDER_MAX_URLS": str(PLACES),
-        "EMBEDDER_WORKERS": "1",
     }
-    log = tmp_path_factory.mktemp("three") / "log"
-    with Server(log, environ, target="tests.http.third_dialect:ThreeDialects") as server:
+    with serving("tests.http.third_dialect:ThreeDialects", **settings) as server:
         yield server
 
 

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from embedder.engine import Result, Source
-from embedder.errors import EmbedderError, InvalidRequest
+from embedder.errors import EmbedderError, InputError, InvalidRequest
 from embedder.http.body import Body
 from embedder.model.spec import ModelSpec
+from embedder.result import Embedding
 
 Json: TypeAlias = dict[str, Any]  # Any: JSON of many shapes
 JSON_TYPES = ("application/json", "application/*+json")
@@ -98,6 +99,14 @@ def json_reply(content: object, *, status: int = 200, headers: Mapping[str, str]
     # orjson writes float32 shortest, straight from numpy's memory.
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, headers, media_type="application/json")
+
+
+def all_embeddings(results: Sequence[Result], name: str) -> list[Embedding | None]:
+    """Those of `results`, float32 (dimension,) each. Raises InputError for the first that failed: `name[3]`."""
+    for index, result in enumerate(results):
+        if result.error is not None:
+            raise InputError(result.error, f"{name}[{index}]")
+    return [result.embedding for result in results]
 
 
 def expected_model(content: Json) -> str | None:

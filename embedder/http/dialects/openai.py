@@ -8,7 +8,7 @@ for those of Jina's, `error` for OpenAI's.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -25,8 +25,7 @@ from embedder.errors import (
 )
 from embedder.http.body import Body
 from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
-from embedder.http.dialects.native import Native
-from embedder.http.dialects.texts import PROBE_HEADER, Texts, url_or_base64
+from embedder.http.dialects.texts import PROBE_HEADER, OfTexts, url_or_base64
 from embedder.model.spec import ModelSpec
 
 _Image: TypeAlias = Annotated[
@@ -122,16 +121,11 @@ class _Options:
     probed: bool
 
 
-class OpenAI(Native):
+class OpenAI(OfTexts):
     paths = ("/v1/embeddings", "/embeddings")
     families = ("v1", "models")
     request_model = EmbeddingsRequest
     response_model = EmbeddingsResponse
-
-    def __init__(self, spec: Callable[[], ModelSpec], max_inputs: int, texts: Texts) -> None:
-        self._spec = spec
-        self._max_inputs = max_inputs
-        self._texts = texts
 
     async def parse(self, body: Body) -> Query:
         content = await body.json()
@@ -157,8 +151,10 @@ class OpenAI(Native):
                 if not nulls:
                     raise InputError(error, name) from error
                 sources.append(error)
+        if wrong := self._wrong_dimensions(content):
+            raise InputError(wrong, "dimensions")
         options = _Options(
-            as_base64=self._is_base64(content),
+            as_base64=_one_of(content, "encoding_format", "float", "base64") == "base64",
             nulls=nulls,
             params=params,
             probed=any(isinstance(each, str) and self._texts.is_probe(each) for each in inputs),
@@ -180,15 +176,6 @@ class OpenAI(Native):
             if isinstance(given.get("text"), str):
                 raise TextNotSupported(repr(given["text"][:40]))
         raise InvalidRequest('it is no image: send "https://...", "data:image/...", or {"image": ...}')
-
-    def _is_base64(self, content: Json) -> bool:
-        dimensions = content.get("dimensions")
-        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != self._spec().dimension):
-            raise InputError(
-                InvalidRequest(f"the embeddings have {self._spec().dimension} dimensions, and no others"),
-                "dimensions",
-            )
-        return _one_of(content, "encoding_format", "float", "base64") == "base64"
 
     def render(self, options: _Options, results: Sequence[Result]) -> Response:
         failed = {index: result.error for index, result in enumerate(results) if result.error is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, RootModel
@@ -18,9 +18,8 @@ from embedder.errors import (
     Overloaded,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, documents, expected_model, json_reply
-from embedder.http.dialects.native import Native
-from embedder.http.dialects.texts import PROBE_HEADER, Texts
+from embedder.http.dialects import Documentation, Query, all_embeddings, documents, expected_model, json_reply
+from embedder.http.dialects.texts import PROBE_HEADER, OfTexts
 from embedder.model.spec import ModelSpec
 
 
@@ -46,16 +45,11 @@ class TEIError(BaseModel):
     code: str
 
 
-class TEI(Native):
+class TEI(OfTexts):
     paths = ("/embed",)
     key = "inputs"
     request_model = InputsRequest
     response_model = InputsResponse
-
-    def __init__(self, spec: Callable[[], ModelSpec], max_inputs: int, texts: Texts) -> None:
-        self._spec = spec
-        self._max_inputs = max_inputs
-        self._texts = texts
 
     async def parse(self, body: Body) -> Query:
         content = await body.json()
@@ -67,9 +61,8 @@ class TEI(Native):
             raise InvalidRequest(f"the body has {len(texts)} inputs; the limit is {self._max_inputs}")
         if not (content.get("normalize") is None or content["normalize"] is True):
             raise InvalidRequest("embeddings are always normalized")
-        dimensions = content.get("dimensions")
-        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != self._spec().dimension):
-            raise InvalidRequest(f"the embeddings have {self._spec().dimension} dimensions, and no others")
+        if wrong := self._wrong_dimensions(content):
+            raise wrong
         sources = []
         for index, text in enumerate(texts):
             try:
@@ -82,11 +75,8 @@ class TEI(Native):
         return Query(sources, options=probed, all_or_nothing=True, model=expected_model(content))
 
     def render(self, options: bool, results: Sequence[Result]) -> Response:
-        for index, result in enumerate(results):
-            if result.error is not None:
-                raise InputError(result.error, f"inputs[{index}]")
         headers = {PROBE_HEADER: "true"} if options else None
-        return json_reply([result.embedding for result in results], headers=headers)
+        return json_reply(all_embeddings(results, "inputs"), headers=headers)
 
     def error(self, error: EmbedderError) -> Response:
         cause, where = (error.cause, f"{error.param}: ") if isinstance(error, InputError) else (error, "")

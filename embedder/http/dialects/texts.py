@@ -7,12 +7,15 @@ words: they get the vector of a picture that is here. No other text gets a vecto
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from embedder.engine import Base64, Source
-from embedder.errors import TextNotSupported
+from embedder.errors import InvalidRequest, TextNotSupported
 from embedder.fetch.data_url import is_data_url
+from embedder.http.dialects import Json
 from embedder.http.dialects.documents import EXAMPLE_BASE64
+from embedder.http.dialects.native import Native
+from embedder.model.spec import ModelSpec
 
 PROBE_HEADER = "X-Embedding-Probe"
 
@@ -42,6 +45,23 @@ class Texts:
         if not is_url(text):
             raise TextNotSupported(repr(text[:40]))
         return text
+
+
+class OfTexts(Native):
+    """What dialects have in common whose images are strings."""
+
+    def __init__(self, spec: Callable[[], ModelSpec], max_inputs: int, texts: Texts) -> None:
+        """`spec`: nothing is known of the model when the dialect is made."""
+        self._spec = spec
+        self._max_inputs = max_inputs
+        self._texts = texts
+
+    def _wrong_dimensions(self, content: Json) -> InvalidRequest | None:
+        """Why there are no embeddings of the `dimensions` in `content`. Without the key there are."""
+        wanted, own = content.get("dimensions"), self._spec().dimension
+        if wanted is None or (wanted == own and not isinstance(wanted, bool)):
+            return None
+        return InvalidRequest(f"the embeddings have {own} dimensions, and no others")
 
 
 def url_or_base64(text: str) -> Source:

@@ -16,6 +16,7 @@ from embedder.http.dialects.embed_batch import EmbedBatch
 from embedder.model.spec import ModelSpec
 
 _FORM, _BYTES = "multipart/form-data", "application/octet-stream"
+_TRUTHS = dict.fromkeys(("true", "1", "on", "yes"), True) | dict.fromkeys(("false", "0", "off", "no"), False)
 _BINARY: Json = {"type": "string", "format": "binary", "minLength": 1}
 
 
@@ -89,6 +90,6 @@ def _field(parts: Sequence[Part], name: str) -> str | None:
 def _is_true(parts: Sequence[Part], name: str) -> bool:
     """Raises InvalidRequest for a field that says neither."""
     said = (_field(parts, name) or "false").strip().lower()
-    if said not in ("true", "1", "on", "yes", "false", "0", "off", "no"):
+    if said not in _TRUTHS:
         raise InvalidRequest(f'"{name}" is neither true nor false')
-    return said in ("true", "1", "on", "yes")
+    return _TRUTHS[said]

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, documents, expected_model, json_reply
+from embedder.http.dialects import Documentation, Query, all_embeddings, documents, expected_model, json_reply
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import url_or_base64
 from embedder.model.spec import ModelSpec
@@ -48,9 +48,8 @@ class Vectors(Native):
         name = content.get("id")
         if name is not None and not isinstance(name, str):
             raise InvalidRequest('"id" is not text')
-        if (
-            name is not None and len(name) > _MAX_ID_CHARACTERS
-        ):  # it is held, and not counted, until it is answered
+        # It is held until it is answered, and counted nowhere.
+        if name is not None and len(name) > _MAX_ID_CHARACTERS:
             raise InvalidRequest(f'"id" has {len(name)} characters; the limit is {_MAX_ID_CHARACTERS}')
         return Query([_image(content.get("image"))], options=name, model=expected_model(content))
 
@@ -122,12 +121,8 @@ class Vectorize(Native):
         return Query(sources, all_or_nothing=True, model=expected_model(content))
 
     def render(self, options: None, results: Sequence[Result]) -> Response:
-        for index, result in enumerate(results):
-            if result.error is not None:
-                raise InputError(result.error, f"images[{index}]")
-        return json_reply(
-            {"textVectors": [], "imageVectors": [result.embedding for result in results], "error": ""}
-        )
+        vectors = all_embeddings(results, "images")
+        return json_reply({"textVectors": [], "imageVectors": vectors, "error": ""})
 
     def error(self, error: EmbedderError) -> Response:
         where = f"{error.param}: " if isinstance(error, InputError) else ""

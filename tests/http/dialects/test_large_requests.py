@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedder.engine import SHARED_WINDOW
 from tests.answers import Held, with_length
+from tests.conftest import Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import Server, until
@@ -23,18 +23,9 @@ COUNT = 200
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
+def one(serving: Serving) -> Iterator[Server]:
     """One worker with 64 places, which waits long for images, and keeps no embeddings."""
-    environ = {
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
-        "EMBEDDER_CACHE_ENTRIES": "0",
-        "EMBEDDER_FETCH_TIMEOUT_S": "40",
-        "EMBEDDER_MAX_IN_FLIGHT_IMAGES": "64",
-        "EMBEDDER_WORKERS": "1",
-    }
-    with Server(tmp_path_factory.mktemp("one") / "log", environ) as server:
+    with serving(EMBEDDER_CACHE_ENTRIES="0", EMBEDDER_MAX_IN_FLIGHT_IMAGES="64") as server:
         yield server
         assert "Traceback" not in server.log.read_text()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import requests
 from PIL import Image
 
 from tests import pictures
-from tests.conftest import Reference
+from tests.conftest import Reference, Serving
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import KEYS, Server
@@ -22,18 +21,14 @@ KEY = {"Authorization": f"Bearer {KEYS[0]}"}
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory, store: Path, origin: Origin) -> Iterator[Server]:
-    """One worker of int8 that answers two probes, takes 70 inputs, and may be called by pages of two origins."""
-    environ = {
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-        "EMBEDDER_ALLOWED_PORTS": str(origin.port),
+def probed(serving: Serving) -> Iterator[Server]:
+    """One worker of int8 that answers two probes, and takes 70 inputs."""
+    settings = {
         "EMBEDDER_MAX_INPUTS": "70",
         "EMBEDDER_PRECISION": "int8",
         "EMBEDDER_PROBE_INPUTS": "check, how big",
-        "EMBEDDER_WORKERS": "1",
     }
-    with Server(tmp_path_factory.mktemp("probed") / "log", environ) as server:
+    with serving(**settings) as server:
         yield server
 
 
