@@ -67,7 +67,7 @@ container: bento
 	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' $(BUILDING)
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: setup
 	@$(BIN)/ruff check .

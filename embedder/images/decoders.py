@@ -295,8 +295,8 @@ class Decoders:
         except OSError:
             message = b""
         turn = child.turn
-        if not message or turn is None or child.timer is None:
-            self._lose(child)
+        if not message or turn is None or child.timer is None or child.late:
+            self._lose(child)  # also where an answer came as it was ended: the next picture would be blamed
             return
         try:
             outcome: Picture | EmbedderError | None = self._outcome(child, turn, json.loads(message))
