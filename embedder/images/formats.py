@@ -33,7 +33,8 @@ class Format:
     begins: re.Pattern[bytes]
     """What its files begin with."""
     size: Callable[[bytes], Size | None]
-    """What the header states; None where it can't be found. Raises struct.error and IndexError at the end of a file."""
+    """What the header states; None where it can't be found. Raises struct.error, IndexError and OverflowError
+    beyond the end of a file."""
     plugin: str
     """The module and class that decode it, after Pillow's `ImageFile`."""
     on: bool = True
@@ -274,5 +275,5 @@ def stated_size(format: Format, data: bytes) -> Size | None:
     """The size that the header of `data` states, as it is stored; None where it can't be found."""
     try:
         return format.size(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):  # OverflowError: an offset of 64 bits
         return None

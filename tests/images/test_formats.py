@@ -59,6 +59,15 @@ def test_of_an_icon_the_largest_picture_counts() -> None:
     assert stated_size(row("ICO"), file) == (256, 256)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_directory_is_beyond_all_files_has_no_size(order: str) -> None:
+    begins = {"<": b"II+\0", ">": b"MM\0+"}[order]
+    for offset in (2**63, 2**64 - 1, 10**6):
+        assert (
+            stated_size(row("TIFF"), begins + struct.pack(order + "HHQ", 8, 0, offset) + bytes(100)) is None
+        )
+
+
 @pytest.mark.parametrize("name", pictures.samples())
 def test_a_header_that_is_cut_short_states_no_size_or_the_right_one(name: str) -> None:
     file = pictures.samples()[name]

@@ -93,7 +93,7 @@ def _read(text: str) -> None:
     except (URLNotAllowed, ImageTooLarge):
         return
     assert len(carried) <= MAX_DATA_BYTES
-    head, _, body = text.partition("#")[0].partition(",")
+    head, _, body = re.sub("[\t\n\r]", "", text).partition("#")[0].partition(",")
     if re.search("; *base64 *$", head, re.IGNORECASE):
         assert carried == forgiving_base64(unquote(body))
     else:
