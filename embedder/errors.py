@@ -186,13 +186,32 @@ class BadImage(RequestError):
 
 
 class OriginError(EmbedderError):
-    """The server that has the image did not give it."""
+    """The server that has the image did not give it.
+
+    What follows is for whoever runs this. HTTP clients are not told: they must not learn what is inside the network.
+    """
+
+    reason: str = ""
+    """A value of `FETCH_FAILURES`: name, connection, status..."""
+    host: str = ""
+    """Whose server it was, after redirects."""
+    http_status: int | None = None
+    """What the image's server answered, where that is the reason."""
+    come_back_s: float | None = None
+    """When it wants to be asked again: its Retry-After."""
 
 
 class FetchFailed(OriginError):
     code = "fetch_failed"
     status = 424
     summary = "the image's server can't be reached, breaks off, or answers other than 200"
+
+    def __init__(
+        self, text: str, *, http_status: int | None = None, come_back_s: float | None = None
+    ) -> None:
+        self.http_status = http_status
+        self.come_back_s = come_back_s
+        super().__init__(text)
 
 
 class FetchTimeout(OriginError):

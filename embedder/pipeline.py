@@ -115,7 +115,12 @@ class Pipeline:
     async def start(self) -> None:
         self._readers = started_threads(2, "read")
         await self._fetcher.start()
-        await self.decoders.start()
+        try:
+            await self.decoders.start()
+        except BaseException:
+            await self._fetcher.close()
+            self._readers.shutdown(wait=False)
+            raise
 
     async def close(self) -> None:
         await self._fetcher.close()

@@ -150,10 +150,10 @@ class Server:
         }
 
     def post(self, path: str, body: object, **options: object) -> requests.Response:
-        return requests.post(self.url + path, json=body, timeout=60, **options)  # type: ignore[arg-type]
+        return requests.post(self.url + path, json=body, timeout=300, **options)  # type: ignore[arg-type]
 
     def get(self, path: str, **options: object) -> requests.Response:
-        return requests.get(self.url + path, timeout=60, **options)  # type: ignore[arg-type]
+        return requests.get(self.url + path, timeout=300, **options)  # type: ignore[arg-type]
 
     def samples(self, name: str, **options: object) -> list[Sample]:
         """Those of `/metrics` with that name; `options` are `get`'s."""

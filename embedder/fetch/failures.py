@@ -18,6 +18,7 @@ from embedder.errors import (
     FetchFailed,
     FetchTimeout,
     ImageTooLarge,
+    OriginError,
     Overloaded,
     UnsupportedFormat,
     URLNotAllowed,
@@ -47,6 +48,8 @@ class Failure(Exception):
 
     def __init__(self, reason: str, error: EmbedderError, *, cause: str = "") -> None:
         self.reason = reason
+        if isinstance(error, OriginError):
+            error.reason = reason
         self.error = error
         """What the client is told."""
         self.cause = cause or str(error)

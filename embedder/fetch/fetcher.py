@@ -14,8 +14,10 @@ import logging
 import math
 import re
 import socket
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +25,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from embedder.errors import Draining, FetchFailed, ImageTooLarge, URLNotAllowed
+from embedder.errors import Draining, FetchFailed, ImageTooLarge, OriginError, URLNotAllowed
 from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, BoundedConnector
 from embedder.fetch.compression import Unpacker
 from embedder.fetch.dialling import (
@@ -155,6 +157,8 @@ class Fetcher:
             if self._proxy is not None and download is not None and not download.attempt.connected:
                 failure = blamed_on_proxy(failure)
             self._note(failure, None if download is None else download.url)
+            if isinstance(failure.error, OriginError) and download is not None:
+                failure.error.host = download.url.raw_host or ""
             if failure.error is exc:
                 raise
             raise failure.error from exc
@@ -235,7 +239,12 @@ class Fetcher:
         if self._proxy is not None and self._proxy.may_have_answered(status, url):
             raise unreachable("connection", f"the proxy or the image's server answered {status}")
         if not 200 <= status < 300 or status in _WITHOUT_BODY or (status == 206 and not _is_whole(response)):
-            raise Failure("status", FetchFailed(f"the image's server answered {status}"))
+            error = FetchFailed(
+                f"the image's server answered {status}",
+                http_status=status,
+                come_back_s=_come_back_s(response.headers.get("Retry-After", "")),
+            )
+            raise Failure("status", error)
         if _codings(response, "Transfer-Encoding") not in ([], ["chunked"]):
             raise Failure(
                 "answer", FetchFailed("the image's server answered in a Transfer-Encoding that is not known")
@@ -320,6 +329,16 @@ def _accept(formats: Collection[Format]) -> str:
 def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
     codings = ",".join(response.headers.getall(header, [])).lower().split(",")
     return [coding.strip() for coding in codings if coding.strip()]
+
+
+def _come_back_s(text: str) -> float | None:
+    """The seconds of a Retry-After (RFC 9110 section 10.2.3), which may be a date; None for anything else."""
+    if re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _is_whole(response: aiohttp.ClientResponse) -> bool:
