@@ -16,13 +16,14 @@ INSTALL = @$(PYTHON) scripts/setup.py
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve bento container test lint format test-container soak fuzz overload bench lock audit \
+.PHONY: help setup serve bulk bento container test lint format test-container soak fuzz overload bench lock audit \
 	release-check
 
 define HELP
 Use
   make serve           install, save the model if there is none, serve on port $(PORT)
                        PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PRECISION=fp32|int8
+  make bulk            install what embeds catalogues (docs/catalogues.md), save the model: WEIGHTS  PRECISION
   make bento           build the Bento and print its tag: WEIGHTS  PRECISION
   make container       build the Bento and its image: WEIGHTS  PRECISION  IMAGE=image-embedder:latest
                        BASE_IMAGE=python:3.11-slim  ENGINE=docker|podman|buildah  BUILD_OPTIONS='no-cache ...'
@@ -57,6 +58,10 @@ setup:
 serve:
 	$(INSTALL) serve
 	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' $(MODEL)
+
+bulk:
+	$(INSTALL) bulk
+	@$(BIN)/python scripts/ensure_model.py $(MODEL) --fallback-untrained
 
 bento:
 	$(INSTALL) serve

@@ -21,6 +21,7 @@ from time import perf_counter
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedder import __version__
 from embedder.cache import EmbeddingCache
@@ -240,13 +241,8 @@ class Engine:
         with others, it is SHARED_WINDOW, of which two are decoded and two wait for the network; and half of all
         places are left to the others, also while these wait for slow origins.
         """
-        settings = self.settings
-        window = min(
-            SHARED_WINDOW if shared else settings.max_in_flight_images,
-            settings.max_in_flight_images,
-            max(1, settings.max_in_flight_bytes // settings.max_image_bytes),
-        )
-        half = settings.max_in_flight_images // 2
+        window = min(SHARED_WINDOW, self._window()) if shared else self._window()
+        half = self.settings.max_in_flight_images // 2
         share = _Share(asyncio.Semaphore(2), asyncio.Semaphore(2), beside=half) if shared else _Share()
         tasks: deque[asyncio.Task[Result]] = deque()
         try:
@@ -260,6 +256,27 @@ class Engine:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def pixels(self, sources: Sequence[Source]) -> list[NDArray[np.uint8] | EmbedderError]:
+        """What the network would see of each source, uint8 (crop, crop, 3), RGB; or its error. In their order.
+
+        SHARED_WINDOW of them are in work at once, or fewer, as in `stream`; two are decoded. Raises ValueError in an
+        engine that keeps embeddings: of a file that it knows it makes no pixels.
+        """
+        if self.settings.cache_entries:
+            raise ValueError("pixels are made with cache_entries=0")
+        window = min(SHARED_WINDOW, self._window())
+        decoding = asyncio.Semaphore(2)  # of more, large ones are told to come again
+        found: list[NDArray[np.uint8] | EmbedderError] = []
+        for first in range(0, len(sources), window):
+            some = sources[first : first + window]
+            with self.pipeline.places(len(some)):
+                for outcome in await self.pipeline.outcomes(some, decoding=decoding):
+                    if isinstance(outcome, DecodedImage):
+                        found.append(outcome.pixels)
+                    else:
+                        found.append(outcome.error or InternalError())
+        return found
 
     async def encode(self, pixels: Pixels) -> Embeddings:
         """`Encoder.encode` off the event loop: on the core that the batch took, or on those beside it too.
@@ -280,6 +297,13 @@ class Engine:
             return await loop.run_in_executor(self._encoders, lambda: self.encoder.encode(pixels, alone=True))
         finally:
             self._cores.give_back(taken)
+
+    def _window(self) -> int:
+        """How many images may be in work at once, each as large as may be."""
+        settings = self.settings
+        return min(
+            settings.max_in_flight_images, max(1, settings.max_in_flight_bytes // settings.max_image_bytes)
+        )
 
     async def _result(self, source: Source, hashed: bool, share: _Share) -> Result:
         result = await self._try(source, hashed, share)

@@ -1,6 +1,6 @@
 """Puts the wanted model into BentoML's store if it is not there, and installs what makes it only then.
 
-`make serve` and `make bento` begin with it.
+`make serve`, `make bulk` and `make bento` begin with it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
     parser.add_argument("--precision", default="fp32", help="fp32, or int8, which is faster")
+    parser.add_argument(
+        "--fallback-untrained", action="store_true", help="where imagenet can't be downloaded"
+    )
     arguments = parser.parse_args()
-    return ensure_model(arguments.weights, arguments.precision, fallback_untrained=False)
+    return ensure_model(
+        arguments.weights, arguments.precision, fallback_untrained=arguments.fallback_untrained
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,18 @@ OWNERS = {
 }
 FILES = sorted((ROOT / "embedder").rglob("*.py"))
 
+# What `bulk/` knows of the service: the engine, what it takes and what it gives.
+OF_THE_ENGINE = {
+    "__version__",
+    "engine",
+    "errors",
+    "model.spec",
+    "pipeline",
+    "result",
+    "runtime.cpu",
+    "settings",
+}
+
 
 def imports(file: Path) -> Iterator[str]:
     """Every module that `file` imports, wherever in it."""
@@ -73,6 +85,15 @@ def test_nothing_imports_upwards_or_what_another_place_owns(file: Path) -> None:
             if module == library or module.startswith(f"{library}."):
                 assert any(name.startswith(owner) for owner in owners), f"{name} imports {module}"
         assert not module.startswith(("service", "models.", "scripts.", "tests.")), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "bulk").glob("*.py")), ids=lambda file: file.name)
+def test_bulk_stands_on_the_engine_alone(file: Path) -> None:
+    for module in imports(file):
+        if module.startswith("embedder."):
+            name = module.removeprefix("embedder.")
+            assert any(name == known or name.startswith(f"{known}.") for known in OF_THE_ENGINE), module
+        assert not module.startswith(("service", "models.", "scripts.", "tests.", "torch")), module
 
 
 def test_every_room_is_in_the_order() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import skimage
 import yaml
 
 from embedder.settings import ROWS
@@ -17,6 +18,7 @@ from tests.test_errors import CONTRACT
 
 README = (ROOT / "README.md").read_text()
 FRENCH = (ROOT / "README.fr.md").read_text()
+CATALOGUES = (ROOT / "docs" / "catalogues.md").read_text()
 DEPLOY = (ROOT / "deploy" / "README.md").read_text()
 PAGES = [
     *sorted(ROOT.glob("*.md")),
@@ -76,7 +78,7 @@ def test_the_first_curl_answers_as_shown(server: Server, text: str) -> None:
     assert re.search(r'^\{"embedding":\[[-0-9.e,]+', text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README + CATALOGUES, re.DOTALL))
 def test_the_python_examples_run(server: Server, store: Path, block: str) -> None:
     code = block.replace("http://localhost:8000", server.url)
     # Other sites are out of reach of a test: images inside their URLs stand for them, and a refused address.
@@ -97,6 +99,27 @@ def test_the_python_examples_run(server: Server, store: Path, block: str) -> Non
         image, refused = done.stdout.splitlines()
         assert image.endswith("451 300 JPEG")
         assert refused.startswith("the address 127.0.0.1 is not public")
+
+
+def test_the_catalogue_of_the_readme_is_embedded_and_searched(store: Path, tmp_path: Path) -> None:
+    (example,) = (block for block in blocks(README, "sh") if "embed_catalogue" in block)
+    made, *lines = example.strip().splitlines()
+    assert made.startswith("make bulk ")
+    found = str(Path(skimage.__file__).parent / "data")
+    for written, here in (
+        (".venv/bin/python", sys.executable),
+        (".venv/lib/python3*/site-packages/skimage/data", found),
+        ("--out vectors", f"--out {tmp_path}/vectors"),
+        ("search.py vectors", f"search.py {tmp_path}/vectors"),
+        ("found.png", f"{tmp_path}/found.png"),
+    ):
+        assert any(written in line for line in lines), written
+        lines = [line.replace(written, here) for line in lines]
+    environ = {**plain_environ(), "BENTOML_HOME": str(store)}
+    command = ["bash", "-ec", "\n".join(lines)]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].split()[2] == "chelsea.png"
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -26,6 +26,7 @@ from embedder.http.gate import Routes
 from embedder.http.uvicorn_private import MAX_WAITING
 from tests import networks, pictures
 from tests.answers import hang
+from tests.disk import fill, mounted
 from tests.origin import Origin
 from tests.server import BENTOML, ROOT, Server, assert_error, free_port, is_ready, plain_environ, until
 from tests.traffic import post
@@ -466,32 +467,6 @@ def in_session(leader: int) -> list[int]:
 
 
 # A full disk
-
-
-@contextmanager
-def mounted(folder: Path, *, megabytes: int) -> Iterator[None]:
-    """A file system of that size at `folder`, in memory."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Takes all the room on `disk`; gives the file that has it."""
-    file = disk / "filling"
-    with file.open("wb", buffering=0) as filling, suppress(OSError):
-        while True:
-            filling.write(bytes(4096))
-    assert shutil.disk_usage(disk).free == 0
-    return file
 
 
 def test_a_full_disk_keeps_nobody_from_being_served_where_metrics_are_in_memory(
