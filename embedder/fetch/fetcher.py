@@ -14,8 +14,7 @@ import logging
 import math
 import re
 import socket
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
@@ -242,7 +241,7 @@ class Fetcher:
             error = FetchFailed(
                 f"the image's server answered {status}",
                 http_status=status,
-                come_back_s=_come_back_s(response.headers.get("Retry-After", "")),
+                come_back_s=_come_back_s(response.headers),
             )
             raise Failure("status", error)
         if _codings(response, "Transfer-Encoding") not in ([], ["chunked"]):
@@ -331,14 +330,16 @@ def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
     return [coding.strip() for coding in codings if coding.strip()]
 
 
-def _come_back_s(text: str) -> float | None:
-    """The seconds of a Retry-After (RFC 9110 section 10.2.3), which may be a date; None for anything else."""
-    if re.fullmatch(r"[0-9]{1,9}", text.strip()):
+def _come_back_s(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After (RFC 9110 section 10.2.3): a number, or a date, which is after that of `Date`."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
+        wait = parsedate_to_datetime(text) - parsedate_to_datetime(headers.get("Date", ""))
+    except (ValueError, TypeError, OverflowError):  # TypeError: one of them is without a zone
         return None
+    return max(0.0, wait.total_seconds())
 
 
 def _is_whole(response: aiohttp.ClientResponse) -> bool:

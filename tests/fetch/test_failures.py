@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embedder.errors import EmbedderError
+from embedder.errors import EmbedderError, FetchFailed
 from embedder.fetch.fetcher import Fetcher
 from embedder.metrics.measures import FETCH_FAILURES, Metrics
 from embedder.runtime.byte_budget import ByteBudget
@@ -192,3 +192,28 @@ async def test_a_query_that_an_origin_or_the_library_repeats_is_not_logged(
             await outcome(fetcher.fetch(f"http://127.0.0.1:{port}/?secret"))
     assert len(lines) == 3
     assert "secret" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("headers", "come_back_s"),
+    [
+        ({"Retry-After": " 7 "}, 7.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:27:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 -0000"}, None),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "9" * 400}, None),
+        ({}, None),
+    ],
+)
+async def test_an_error_has_what_the_origin_answered_and_when_it_wants_to_be_asked_again(
+    origin: Origin, headers: dict[str, str], come_back_s: float | None
+) -> None:
+    origin.serve("/busy.jpg", b"", status=429, headers=headers)
+    async with fetching(origin) as fetcher:
+        with pytest.raises(FetchFailed) as failed:
+            await fetcher.fetch(origin.url("/busy.jpg"))
+    error = failed.value
+    assert (error.reason, error.host, error.http_status) == ("status", "127.0.0.1", 429)
+    assert error.come_back_s == come_back_s
