@@ -15,10 +15,12 @@ import gzip
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -28,39 +30,18 @@ import pyarrow.parquet as pq
 
 from bulk.errors import JobError
 
+T = TypeVar("T")
+
 URL_NAMES = (
-    "url",
-    "image_url",
-    "imageurl",
-    "img_url",
-    "image_link",
-    "image",
-    "img",
-    "link",
-    "src",
-    "picture",
-    "photo",
+    *("url", "image_url", "imageurl", "img_url", "image_link"),
+    *("image", "img", "link", "src", "picture", "photo"),
 )
 ID_NAMES = ("id", "sku", "product_id", "item_id", "image_id", "asin", "ean", "gtin", "key", "handle", "uid")
 ID, URL = "__id", "__url"
 """The columns of `Catalogue.rows`."""
 _IMAGES = (
-    *(
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ico",
-    ),
-    *(".heic", ".heif", ".jxl"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ico", ".heic", ".heif", ".jxl"),
 )
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq", ".txt")
 _BATCH_ROWS = 10_000
@@ -119,7 +100,7 @@ def opened(
         from bulk.daft_tables import table
 
         schema, batches = table(source)
-        return _table(source, {"uri": source}, schema, batches, url_column, id_column, keep)
+        return _table(source, lambda: {"uri": source}, schema, batches, url_column, id_column, keep)
     files, is_images = _files(source)
     if is_images:
         return _images(source, files)
@@ -128,7 +109,7 @@ def opened(
         raise JobError(f"{source} holds files of several kinds: {', '.join(sorted(kinds))}")
     (kind,) = kinds
     schema, batches = _READERS[kind](files)
-    return _table(source, _identity(files), schema, batches, url_column, id_column, keep)
+    return _table(source, lambda: _identity(files), schema, batches, url_column, id_column, keep)
 
 
 def _files(source: str) -> tuple[list[Path], bool]:
@@ -179,8 +160,7 @@ def _images(source: str, files: Sequence[Path]) -> Catalogue:
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for first in range(0, len(files), _BATCH_ROWS):
-            some = files[first : first + _BATCH_ROWS]
+        for some in _batched(files):
             ids = [str(file.relative_to(base)) for file in some]
             yield pa.RecordBatch.from_arrays(
                 [pa.array(ids), pa.array([str(file) for file in some])], ["id", "path"]
@@ -205,7 +185,7 @@ def _identity(files: Sequence[Path]) -> dict[str, Any]:  # Any: JSON
 
 def _table(
     source: str,
-    identity: dict[str, Any],  # Any: JSON
+    identity: Callable[[], dict[str, Any]],  # Any: JSON. Reads all there is, so it is called last
     schema: pa.Schema,
     batches: Iterator[pa.RecordBatch],
     url_column: str | None,
@@ -235,16 +215,11 @@ def _table(
     rows = "the rows' numbers" if id is None else f"the column {id!r}"
     return Catalogue(
         said=f"URLs are in the column {url!r}, ids are {rows}, kept is {kept}",
-        identity=identity,
+        identity=identity(),
         columns=Columns(url, id, tuple(others)),
         is_files=False,
-        _batches=_again(first, batches),
+        _batches=chain([first], batches),
     )
-
-
-def _again(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from others
 
 
 def _named(source: str, names: Sequence[str], name: str, option: str) -> str:
@@ -301,19 +276,21 @@ def _line(error: Exception) -> str:
 _Read = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
 
-def _opened(file: Path) -> Any:  # Any: pyarrow's stream, which has no type
-    return pa.input_stream(str(file), compression="gzip" if file.name.lower().endswith(".gz") else None)
+def _is_gzip(file: Path) -> bool:
+    return file.name.lower().endswith(".gz")
 
 
-def _csv(files: Sequence[Path]) -> _Read:
-    return _separated(files, None)
+def _opened(file: Path) -> IO[bytes]:
+    return gzip.open(file, "rb") if _is_gzip(file) else file.open("rb")  # type: ignore[return-value]
 
 
-def _tsv(files: Sequence[Path]) -> _Read:
-    return _separated(files, "\t")
+def _batched(items: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(items)
+    while some := list(islice(left, _BATCH_ROWS)):
+        yield some
 
 
-def _separated(files: Sequence[Path], delimiter: str | None) -> _Read:
+def _separated(files: Sequence[Path], delimiter: str | None = None) -> _Read:
     header = _header(files[0])
     delimiter = delimiter or max(",;\t|", key=header.count)
     names = _names(files[0], delimiter)
@@ -324,7 +301,7 @@ def _separated(files: Sequence[Path], delimiter: str | None) -> _Read:
             if _names(file, delimiter) != names:
                 raise JobError(f"{file} has other columns than {files[0]}")
             try:
-                yield from _csv_reader(file, delimiter, dict(zip(schema.names, schema.types, strict=True)))
+                yield from _csv_reader(file, delimiter, schema)
             except (pa.ArrowInvalid, OSError, EOFError) as error:
                 raise JobError(f"{file} can't be read: {_line(error)}{_hint(error)}") from error
 
@@ -333,7 +310,7 @@ def _separated(files: Sequence[Path], delimiter: str | None) -> _Read:
 
 def _header(file: Path) -> str:
     try:
-        with (gzip.open if file.name.lower().endswith(".gz") else open)(file, "rb") as opened_file:
+        with _opened(file) as opened_file:
             return opened_file.readline(1_000_000).decode("utf-8-sig", "replace")
     except (OSError, EOFError) as error:
         raise JobError(f"{file} can't be read: {_line(error)}") from error
@@ -341,15 +318,15 @@ def _header(file: Path) -> str:
 
 def _names(file: Path, delimiter: str) -> list[str]:
     try:
-        return list(_csv_reader(file, delimiter, {}).schema.names)
+        return list(_csv_reader(file, delimiter, None).schema.names)
     except pa.ArrowInvalid as error:
         said = "it is empty" if "Empty CSV file" in str(error) else f"{_line(error)}{_hint(error)}"
         raise JobError(f"{file} can't be read: {said}") from error
 
 
-def _csv_reader(file: Path, delimiter: str, types: dict[str, pa.DataType]) -> pv.CSVStreamingReader:
+def _csv_reader(file: Path, delimiter: str, types: pa.Schema | None) -> pv.CSVStreamingReader:
     return pv.open_csv(
-        _opened(file),
+        pa.input_stream(str(file), compression="gzip" if _is_gzip(file) else None),
         read_options=pv.ReadOptions(block_size=4_000_000, use_threads=False),
         parse_options=pv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pv.ConvertOptions(column_types=types, strings_can_be_null=False),
@@ -367,25 +344,15 @@ def _json(files: Sequence[Path]) -> _Read:
     schema = pa.schema([pa.field(name, pa.string()) for name in names])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        rows: list[dict[str, Any]] = []  # Any: JSON
-        for file in files:
-            for line in _objects(file):
-                rows.append(line)
-                if len(rows) == _BATCH_ROWS:
-                    yield made(rows)
-                    rows = []
-        if rows:
-            yield made(rows)
-
-    def made(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:  # Any: JSON
-        columns = [pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+        for rows in _batched(line for file in files for line in _objects(file)):
+            columns = [pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return schema, batches()
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:  # Any: JSON
-    with _text_of(file) as lines:
+    with _opened(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -401,10 +368,6 @@ def _objects(file: Path) -> Iterator[dict[str, Any]]:  # Any: JSON
             yield content
 
 
-def _text_of(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[return-value]
-
-
 def _as_text(value: Any) -> str | None:  # Any: JSON
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
@@ -412,20 +375,13 @@ def _as_text(value: Any) -> str | None:  # Any: JSON
 def _lines(files: Sequence[Path]) -> _Read:
     schema = pa.schema([pa.field("url", pa.string())])
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        urls: list[str] = []
+    def urls() -> Iterator[str]:
         for file in files:
-            with _text_of(file) as lines:
-                for line in lines:
-                    if url := line.decode("utf-8-sig", "replace").strip():
-                        urls.append(url)
-                    if len(urls) == _BATCH_ROWS:
-                        yield pa.RecordBatch.from_arrays([pa.array(urls)], schema=schema)
-                        urls = []
-        if urls:
-            yield pa.RecordBatch.from_arrays([pa.array(urls)], schema=schema)
+            with _opened(file) as lines:
+                texts = (line.decode("utf-8-sig", "replace").strip() for line in lines)
+                yield from filter(None, texts)
 
-    return schema, batches()
+    return schema, (pa.RecordBatch.from_arrays([pa.array(some)], schema=schema) for some in _batched(urls()))
 
 
 def _parquet(files: Sequence[Path]) -> _Read:
@@ -447,9 +403,9 @@ def _parquet(files: Sequence[Path]) -> _Read:
     return schema, batches()
 
 
-_READERS = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+_READERS: dict[str, Callable[[Sequence[Path]], _Read]] = {
+    ".csv": _separated,
+    ".tsv": partial(_separated, delimiter="\t"),
     ".json": _json,
     ".jsonl": _json,
     ".ndjson": _json,

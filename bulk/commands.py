@@ -16,10 +16,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.removesuffix('.py')}: {printable(message)}\n")
 
 
-def run(name: str, work: Callable[[], None]) -> int:
-    """The exit status of a command: 0; 2 with one line for what a person can change; 130 after Ctrl-C."""
+def run(name: str, work: Callable[[], int | None]) -> int:
+    """The exit status of a command: what `work` gives, or 0; 2 with one line for what a person can change; 130 after
+    Ctrl-C.
+    """
     try:
-        work()
+        return work() or 0
     except KeyboardInterrupt:
         return _failed(name, "interrupted", status=130)
     except MemoryError as error:
@@ -33,11 +35,10 @@ def run(name: str, work: Callable[[], None]) -> int:
         from embedder.settings import SettingError
 
         if isinstance(
-            error, BentoMLException | EmbedderError | OSError | SettingError | StartError | JobError
+            error, BentoMLException | EmbedderError | JobError | OSError | SettingError | StartError
         ):
             return _failed(name, str(error))
         raise
-    return 0
 
 
 EXACT_ROWS = 200_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bulk.files import read_json, replaced, write_json
+from bulk.files import replaced, write_json
 from bulk.folder import ERRORS, FAILED, RESULTS, SUMMARY, Folder
-from bulk.job import stats_of
 from bulk.plan import Plan
 
 _COPIED = tuple(field.name for field in RESULTS if field.name not in ("id", "url", "duplicate_of", "model"))
@@ -50,7 +49,6 @@ def settle(plan: Plan) -> None:
         settled = _with_duplicates(settled, {int(row): int(same[row]) for row in rows}, plan, names)
         if not settled.equals(table):
             folder.write(number, settled)
-            write_json(folder.stats(number), vars(stats_of(number, settled)))
             tables.forget(number)
             names.forget(number)
             pa.default_memory_pool().release_unused()  # else it keeps 100 MB of what parts have left
@@ -129,19 +127,14 @@ def _with_duplicates(table: pa.Table, same: dict[int, int], plan: Plan, names: _
     return table.set_column(index, table.schema.field(index), pa.array(ids, pa.string()))
 
 
-def failures(folder: Folder) -> Iterator[dict[str, Any]]:
-    """Rows that failed, in order."""
-    for _, batch in folder.batches(["id", "url", "status", "error_code", "http_status", "error"]):
-        yield from batch.filter(pc.equal(batch["status"], FAILED)).drop_columns(["status"]).to_pylist()
-
-
 def write_errors(folder: Folder) -> None:
+    """The rows that failed, in order."""
     with replaced(folder.path / ERRORS) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         names = ["id", "url", "error_code", "http_status", "error"]
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        for row in failures(folder):
-            writer.writerow(row)
+        for _, batch in folder.batches([*names, "status"]):
+            writer.writerows(batch.filter(pc.equal(batch["status"], FAILED)).select(names).to_pylist())
 
 
 def write_summary(folder: Folder, plan: Plan, **more: object) -> dict[str, Any]:
@@ -149,9 +142,9 @@ def write_summary(folder: Folder, plan: Plan, **more: object) -> dict[str, Any]:
     rows = success = size = 0
     errors: dict[str, int] = {}
     for number in folder.done():
-        stats = read_json(folder.stats(number))
-        rows, success, size = rows + stats["rows"], success + stats["success"], size + stats["bytes"]
-        for code, count in stats["errors"].items():
+        stats = folder.read_stats(number)
+        rows, success, size = rows + stats.rows, success + stats.success, size + stats.bytes
+        for code, count in stats.errors.items():
             errors[code] = errors.get(code, 0) + count
     summary = {
         "rows": rows,

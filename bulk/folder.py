@@ -12,15 +12,16 @@ The columns of the catalogue that are kept come first, then these. Names beginni
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bulk.files import replaced
+from bulk.files import read_json, replaced, write_json
 from embedder import __version__
 from embedder.model.spec import ModelSpec
 
@@ -30,6 +31,8 @@ SUMMARY = "summary.json"
 
 SUCCESS, FAILED = "success", "failed"
 """The values of `status`, img2dataset's."""
+PENDING = "pending"
+"""The `status` of a row whose URL an earlier row has, until all parts are done."""
 
 RESULTS: tuple[pa.Field, ...] = (
     pa.field("id", pa.string(), nullable=False),
@@ -85,6 +88,32 @@ def schema(kept: Sequence[pa.Field], said: Mapping[str, str]) -> pa.Schema:
     return pa.schema([*fields, *RESULTS], metadata=dict(said))
 
 
+@dataclass(frozen=True)
+class PartStats:
+    """What is said of a part that is done."""
+
+    part: int
+    rows: int
+    success: int
+    errors: dict[str, int]
+    """How many failed, by code."""
+    bytes: int
+    """Of the files that were embedded."""
+
+    @classmethod
+    def of(cls, part: int, table: pa.Table) -> PartStats:
+        codes = pc.value_counts(table["error_code"].drop_null()).to_pylist()
+        return cls(
+            part=part,
+            rows=len(table),
+            success=table["status"].to_pylist().count(SUCCESS),
+            errors={
+                code["values"]: code["counts"] for code in sorted(codes, key=lambda code: code["values"])
+            },
+            bytes=pc.sum(table["bytes"]).as_py() or 0,
+        )
+
+
 class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,8 +137,15 @@ class Folder:
                 numbers.append(int(found[1]))
         return sorted(numbers)
 
-    def write(self, number: int, table: pa.Table) -> None:
+    def write(self, number: int, table: pa.Table) -> PartStats:
+        """The part, and then what is said of it: with that it is done."""
         write_table(self.part(number), table)
+        stats = PartStats.of(number, table)
+        write_json(self.stats(number), vars(stats))
+        return stats
+
+    def read_stats(self, number: int) -> PartStats:
+        return PartStats(**read_json(self.stats(number)))
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(self.part(number), columns=columns, partitioning=None)
@@ -120,14 +156,6 @@ class Folder:
             with pq.ParquetFile(self.part(number)) as file:
                 for batch in file.iter_batches(ROW_GROUP, columns=list(columns)):
                     yield number, batch
-
-    def metadata(self) -> dict[str, str]:
-        """What the first part that is done says of its vectors, as `provenance`. Empty where there is none."""
-        done = self.done()
-        if not done:
-            return {}
-        found = pq.read_schema(self.part(done[0])).metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"embedder.")}
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -140,7 +168,3 @@ def write_table(path: Path, table: pa.Table) -> None:
             row_group_size=ROW_GROUP,
             use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
         )
-
-
-def compact(content: object) -> str:
-    return json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -23,11 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bulk.catalogue import ID, URL
-from bulk.files import read_json, write_json
-from bulk.folder import FAILED, RESULTS, Folder, schema, write_table
+from bulk.folder import RESULTS, Folder, PartStats, schema, write_table
 from bulk.hosts import Turns, host_of
 from bulk.plan import Plan
-from bulk.results import PENDING, Embedded, columns, may_pass
+from bulk.results import Embedded, columns, may_pass
 from embedder.errors import EmbedderError, OriginError
 from embedder.result import Result
 
@@ -54,31 +52,6 @@ class Limits:
     """Rows in work at once."""
     per_host: int = 16
     max_failure_rate: float = 1.0
-
-
-@dataclass(frozen=True)
-class PartStats:
-    """What is said of a part that is done."""
-
-    part: int
-    rows: int
-    success: int
-    errors: dict[str, int]
-    """How many failed, by code."""
-    bytes: int
-    """Of the files that were embedded."""
-
-
-def stats_of(part: int, table: pa.Table) -> PartStats:
-    status = table["status"].to_pylist()
-    codes = pc.value_counts(table["error_code"].drop_null()).to_pylist()
-    return PartStats(
-        part=part,
-        rows=len(table),
-        success=len(status) - status.count(FAILED) - status.count(PENDING),
-        errors={code["values"]: code["counts"] for code in sorted(codes, key=lambda code: code["values"])},
-        bytes=pc.sum(table["bytes"]).as_py() or 0,
-    )
 
 
 @dataclass
@@ -136,6 +109,11 @@ class _Part:
         if self.old is not None:
             tables.append(self.old.filter(pc.is_in(self.old[_ROW], pa.array(self.todo, pa.int64()))))
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by(_ROW)
+
+
+def _places(rows: pa.Table | None) -> set[int]:
+    """Of rows with _ROW."""
+    return set() if rows is None else set(rows[_ROW].to_pylist())
 
 
 def _with_row(wanted: pa.Schema) -> pa.Schema:
@@ -294,7 +272,7 @@ class Job:
         first = self._plan.first_row(number)
         copies = {row - first for row in self._plan.firsts(number)}
         before = old = None
-        if self._folder.stats(number).exists():  # to be done again, in part
+        if self._folder.has(number):  # to be done again, in part
             whole = self._folder.read(number)
             kept = whole.select(range(len(whole.schema) - len(RESULTS)))
             ids, urls = whole["id"].to_pylist(), whole["url"].to_pylist()
@@ -304,10 +282,9 @@ class Job:
         else:
             table = self._plan.read(number)
             kept, ids, urls = table.drop_columns([ID, URL]), table[ID].to_pylist(), table[URL].to_pylist()
-            if self._flushed(number).exists():
-                before = pq.read_table(self._flushed(number), partitioning=None)
-        there = set() if before is None else set(before[_ROW].to_pylist())
-        todo = set(range(len(ids))) - there - copies
+            if self._plan.begun(number).exists():
+                before = pq.read_table(self._plan.begun(number), partitioning=None)
+        todo = set(range(len(ids))) - _places(before) - copies
         return _Part(number, first, kept, ids, urls, before, old, todo)
 
     async def _finish(self, part: _Part) -> None:
@@ -317,15 +294,12 @@ class Job:
     def _write(self, part: _Part) -> None:
         if part.old is None and self._folder.has(part.number):
             # Another process took this one for dead and did its part, which may be settled by now.
-            self._part_done(PartStats(**read_json(self._folder.stats(part.number))))
+            self._part_done(self._folder.read_stats(part.number))
             return
-        there = set() if part.before is None else set(part.before[_ROW].to_pylist())
-        rows = [row for row in range(len(part.ids)) if row not in there and row not in part.todo]
+        begun = _places(part.before) | part.todo
+        rows = [row for row in range(len(part.ids)) if row not in begun]
         table = part.table(self._schema(part), self._model, rows=rows).drop_columns([_ROW])
-        self._folder.write(part.number, table)
-        stats = stats_of(part.number, table)
-        write_json(self._folder.stats(part.number), vars(stats))
-        self._flushed(part.number).unlink(missing_ok=True)
+        stats = self._folder.write(part.number, table)
         self._plan.forget(part.number)
         self._part_done(stats)
 
@@ -337,10 +311,7 @@ class Job:
                     await asyncio.to_thread(self._write, part)
                     continue
                 table = part.table(self._schema(part), self._model, rows=sorted(part.embedded))
-                await asyncio.to_thread(write_table, self._flushed(part.number), table)
-
-    def _flushed(self, number: int) -> Path:
-        return self._plan.folder / "_plan" / f"part-{number:05d}.done.parquet"
+                await asyncio.to_thread(write_table, self._plan.begun(part.number), table)
 
     def _schema(self, part: _Part) -> pa.Schema:
         return schema(list(part.kept.schema), self._plan.said)

@@ -29,7 +29,8 @@ from bulk.files import read_json, write_json
 from bulk.folder import MANIFEST, write_table
 
 _VERSION = 1
-_FOLDER = "_plan"
+PLAN = "_plan"
+"""Its folder, in that of the vectors."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,23 @@ class Plan:
         return pq.read_table(self._file(part), partitioning=None)
 
     def forget(self, part: int) -> None:
-        """A part that is done holds all that its plan did."""
+        """A part that is done holds all that its plan did, and all that was begun of it."""
+        self.begun(part).unlink(missing_ok=True)
         self._file(part).unlink(missing_ok=True)
+
+    def begun(self, part: int) -> Path:
+        """The file for rows of the part that are done, while others are not."""
+        return self.folder / PLAN / f"part-{part:05d}.done.parquet"
 
     def forget_all(self) -> None:
         """Also what was left behind by a process that was killed between a part and its plan."""
-        for file in (self.folder / _FOLDER).glob("part-*"):
+        for file in (self.folder / PLAN).glob("part-*"):
             file.unlink()
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
         """(2, n): rows in order, and for each the first row with its URL."""
-        copies: NDArray[np.int64] = np.load(self.folder / _FOLDER / "copies.npy", mmap_mode="r")
+        copies: NDArray[np.int64] = np.load(self.folder / PLAN / "copies.npy", mmap_mode="r")
         return copies
 
     def firsts(self, part: int) -> dict[int, int]:
@@ -78,7 +84,7 @@ class Plan:
         return dict(zip(rows, firsts, strict=True))
 
     def _file(self, part: int) -> Path:
-        return self.folder / _FOLDER / f"part-{part:05d}.parquet"
+        return self.folder / PLAN / f"part-{part:05d}.parquet"
 
 
 def planned(
@@ -103,7 +109,7 @@ def planned(
             "kept": [field.name for field in catalogue.columns.kept],
         },
         "shard_rows": part_rows,
-        "model": {name: said[name] for name in ("embedder.fingerprint",)},
+        "model": {"embedder.fingerprint": said["embedder.fingerprint"]},
         "settings": dict(settings),
     }
     manifest = read_json(folder / MANIFEST)
@@ -149,7 +155,7 @@ def _difference(before: Any, now: Any) -> str:  # Any: JSON
 
 def _cut(folder: Path, catalogue: Catalogue, part_rows: int, limit: int | None) -> int:
     """Writes the plan but for the manifest; how many rows there are."""
-    plan = folder / _FOLDER
+    plan = folder / PLAN
     shutil.rmtree(plan, ignore_errors=True)
     plan.mkdir(parents=True)
     hashes: list[NDArray[np.uint64]] = []

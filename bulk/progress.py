@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
-from bulk.job import PartStats, Tally
+from bulk.folder import PartStats
+from bulk.job import Tally
 
 BAR_EVERY_S = 0.5
 
@@ -15,6 +17,12 @@ BAR_EVERY_S = 0.5
 def clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def most(codes: Mapping[str, int], count: int | None = None) -> str:
+    """The codes with their counts, the most frequent first: all, or so many."""
+    sorted_codes = sorted(codes.items(), key=lambda item: -item[1])[:count]
+    return ", ".join(f"{code} {times}" for code, times in sorted_codes)
 
 
 class Progress:
@@ -33,22 +41,20 @@ class Progress:
         return self._mode == "bar"
 
     def bar(self, tally: Tally) -> None:
-        done = self._rows_before + tally.there + tally.rows
-        rate = tally.rows / max(time.monotonic() - self._began_s, 1e-3)
+        done = self._done(tally)
+        rate = self._rate(tally)
         filled = "█" * (24 * done // max(self._rows, 1))
         text = f"\r{filled:░<24} {done}/{self._rows}  {rate:.1f} rows/s"
         if tally.failed:
-            most = sorted(tally.failed.items(), key=lambda item: -item[1])[:3]
-            text += f"  failed {tally.failures} ({', '.join(f'{code} {count}' for code, count in most)})"
+            text += f"  failed {tally.failures} ({most(tally.failed, 3)})"
         if tally.rows:
-            text += f"  {clock(max(0, self._rows - done) / rate)} left"
+            text += f"  {clock(self._left(tally) / rate)} left"
         self._write(text)
 
     def part_done(self, stats: PartStats, tally: Tally) -> None:
         if self._mode != "json":
             return
-        seconds = time.monotonic() - self._began_s
-        rate = tally.rows / max(seconds, 1e-3)
+        rate = self._rate(tally)
         line = {
             "part": stats.part,
             "rows": stats.rows,
@@ -56,11 +62,19 @@ class Progress:
             "failed": sum(stats.errors.values()),
             "errors": stats.errors,
             "rows_per_s": round(rate, 1),
-            "eta_s": round(max(0, self._rows - self._rows_before - tally.there - tally.rows) / rate)
-            if rate
-            else None,
+            "eta_s": round(self._left(tally) / rate) if rate else None,
         }
         print(json.dumps(line), file=self._stream, flush=True)
+
+    def _done(self, tally: Tally) -> int:
+        return self._rows_before + tally.there + tally.rows
+
+    def _left(self, tally: Tally) -> int:
+        return max(0, self._rows - self._done(tally))
+
+    def _rate(self, tally: Tally) -> float:
+        """Rows a second."""
+        return tally.rows / max(time.monotonic() - self._began_s, 1e-3)
 
     def clear(self) -> None:
         if self.has_bar:

@@ -24,9 +24,9 @@ from typing import Any
 from bulk.daft_tables import daft_module
 from bulk.errors import JobError
 from bulk.files import remove_leftovers
-from bulk.folder import Folder
-from bulk.job import Again, Limits, PartStats, Tally
-from bulk.plan import Plan
+from bulk.folder import Folder, PartStats
+from bulk.job import Again, Limits, Tally
+from bulk.plan import PLAN, Plan
 from bulk.ray_worker import Work, embedded
 from embedder.runtime.cpu import available_cores
 
@@ -89,18 +89,19 @@ class RayJob:
                 for row in _rows(ray, daft, self._address, self._work, numbers):
                     loop.call_soon_threadsafe(self._rows.put_nowait, row)
 
-        try:
-            threading.Thread(target=query, daemon=True).start()
-            while left and not self.over_rate and (row := await self._rows.get()) is not None:
-                self._take(row)
-                left -= 1
-        finally:
-            await asyncio.to_thread(ray.shutdown)  # which ends the workers
-            for folder in (self._work.plan.folder, self._work.plan.folder / "_plan"):
-                remove_leftovers(folder)
-        if not left:
-            await self._seen()
-        return not left
+        threading.Thread(target=query, daemon=True).start()
+        while left and not self.over_rate and (row := await self._rows.get()) is not None:
+            self._take(row)
+            left -= 1
+        # Ray is shut down only when Daft waits for nothing any more. Earlier, it would end this process with 1 in the
+        # middle of what is still to be said. The workers of a process that ends are ended by their cluster.
+        if left:
+            return False
+        await asyncio.to_thread(ray.shutdown)
+        for folder in (self._work.plan.folder, self._work.plan.folder / PLAN):
+            remove_leftovers(folder)
+        await self._seen()
+        return True
 
     def _take(self, row: str | Exception) -> None:
         if isinstance(row, JobError):

@@ -17,9 +17,8 @@ import uvloop
 from bentoml.exceptions import BentoMLException
 
 from bulk.errors import JobError
-from bulk.files import read_json
-from bulk.folder import Folder
-from bulk.job import Again, Job, Limits, PartStats, Tally
+from bulk.folder import Folder, PartStats
+from bulk.job import Again, Job, Limits, Tally
 from bulk.local import LocalEmbedder, settings_from
 from bulk.plan import Plan
 from embedder.engine import Engine
@@ -108,4 +107,4 @@ def _done(process: _Process, work: Work, part: int) -> tuple[PartStats, Tally]:
         except FileNotFoundError:
             if not folder.has(part):  # else another process, taken for dead, finished it meanwhile
                 raise
-    return done[0] if done else PartStats(**read_json(folder.stats(part))), job.tally
+    return done[0] if done else folder.read_stats(part), job.tally

@@ -9,12 +9,9 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 
-from bulk.folder import FAILED, RESULTS, SUCCESS
+from bulk.folder import FAILED, PENDING, RESULTS, SUCCESS
 from embedder.errors import EmbedderError, OriginError
 from embedder.result import Embedding, Result
-
-PENDING = "pending"
-"""The `status` of a row whose URL another part's row has, until all parts are done."""
 
 _MEANINGS = {
     "name": "its name can't be resolved",

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,68 +20,64 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from bentoml.exceptions import BentoMLException
 
 from bulk import catalogue
 from bulk.catalogue import Catalogue
+from bulk.commands import printable
 from bulk.errors import JobError
 from bulk.files import read_json, remove_leftovers
 from bulk.finish import settle, write_errors, write_summary
 from bulk.folder import ERRORS, MANIFEST, SUMMARY, Folder, provenance
-from bulk.job import AnyJob, Job, Limits, retried, to_do
+from bulk.job import Again, AnyJob, Job, Limits, retried, to_do
 from bulk.local import LocalEmbedder, settings_from
-from bulk.plan import Plan, planned
-from bulk.progress import BAR_EVERY_S, Progress, clock
+from bulk.plan import PLAN, Plan, planned
+from bulk.progress import BAR_EVERY_S, Progress, clock, most
 from bulk.server import ServerEmbedder
 from embedder.engine import Engine
-from embedder.errors import StartError
-from embedder.settings import SettingError, Settings
+from embedder.settings import Settings
 
-DONE, REFUSED, TOO_MANY_FAILED, INTERRUPTED = 0, 2, 3, 130
-"""What the command ends with."""
+DONE, TOO_MANY_FAILED, INTERRUPTED = 0, 3, 130
+"""What the command ends with, beside 2 (`commands.run`)."""
 TRIAL_ROWS = 100
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Options:
+    """What the command takes; its parser has the defaults, and says what each is."""
+
     input: str
     out: Path
-    url_column: str | None = None
-    id_column: str | None = None
-    keep: str = "all"
-    shard_rows: int = 10_000
-    format: str = "parquet"
-    precision: str | None = None
-    concurrency: int = 64
-    per_host: int = 16
-    limit: int | None = None
-    max_failure_rate: float = 1.0
-    retry_failed: str | None = None
+    url_column: str | None
+    id_column: str | None
+    keep: str
+    shard_rows: int
+    format: str
+    precision: str | None
+    concurrency: int
+    per_host: int
+    limit: int | None
+    max_failure_rate: float
+    retry_failed: str | None
     """Codes with commas between; empty: those whose cause may pass; None: nothing is repeated."""
-    overwrite: bool = False
-    servers: tuple[str, ...] = ()
-    runner: str = "local"
-    ray_address: str | None = None
-    progress: str = "auto"
-    dry_run: bool = False
-    command: str = "the same command"
+    overwrite: bool
+    servers: Sequence[str]
+    runner: str
+    ray_address: str | None
+    progress: str
+    dry_run: bool
+    command: str
     """What was typed, to be typed again."""
 
 
 def run(options: Options, environ: Mapping[str, str]) -> int:
-    """What the command ends with. Says all that is to be said, and raises nothing but KeyboardInterrupt."""
+    """What the command ends with. Raises, for what a person can change, what `commands.run` says in one line."""
     try:
         return _run(options, environ)
-    except (JobError, StartError, SettingError, BentoMLException) as error:
-        print(f"embed_catalogue: {error}", file=sys.stderr)
     except OSError as error:
         what = "there is no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
         where = f" ({error.filename})" if error.filename and error.errno != errno.ENOSPC else ""
-        print(
-            f"embed_catalogue: {what}{where}; what was done is kept: the same command goes on",
-            file=sys.stderr,
-        )
-    return REFUSED
+        raise JobError(f"{what}{where}; what was done is kept: the same command goes on") from error
 
 
 def _run(options: Options, environ: Mapping[str, str]) -> int:
@@ -96,7 +92,7 @@ def _run(options: Options, environ: Mapping[str, str]) -> int:
         if options.overwrite:
             _clear(options.out)
         remove_leftovers(options.out)
-        remove_leftovers(options.out / "_plan")
+        remove_leftovers(options.out / PLAN)
         return _on_loop(_embedded(options, found, settings, environ))
 
 
@@ -136,7 +132,7 @@ def _clear(folder: Path) -> None:
     for pattern in ("part-*.parquet", "part-*.json", ERRORS, SUMMARY):
         for file in folder.glob(pattern):
             file.unlink()
-    for name in ("_plan", "img_emb", "metadata", "embeddings.lance", "_index.lance"):
+    for name in (PLAN, "img_emb", "metadata", "embeddings.lance", "_index.lance"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -202,7 +198,7 @@ def _changing(settings: Settings) -> dict[str, Any]:  # Any: JSON
 
 def _check_space(plan: Plan) -> None:
     left = plan.rows - plan.part_rows * len(Folder(plan.folder).done())
-    needed = left * _row_bytes(plan)
+    needed = left * (4 * int(plan.said["embedder.dimension"]) + 200)
     free = shutil.disk_usage(plan.folder).free
     if needed > free:
         raise JobError(
@@ -210,11 +206,7 @@ def _check_space(plan: Plan) -> None:
         )
 
 
-def _row_bytes(plan: Plan) -> int:
-    return 4 * int(plan.said["embedder.dimension"]) + 200
-
-
-def _again(options: Options):  # type: ignore[no-untyped-def]
+def _again(options: Options) -> Again | None:
     if options.retry_failed is None:
         return None
     codes = [code.strip() for code in options.retry_failed.split(",") if code.strip()]
@@ -227,24 +219,25 @@ async def _job(options: Options, plan: Plan, made: Callable[..., AnyJob]) -> int
     again = _again(options)
     folder = Folder(plan.folder)
     done = folder.done()
-    before = sum(read_json(folder.stats(number))["rows"] - len(plan.firsts(number)) for number in done)
+    before = sum(folder.read_stats(number).rows - len(plan.firsts(number)) for number in done)
     progress = Progress(options.progress, rows=plan.rows - plan.copies.shape[1], rows_before=before)
     job: AnyJob = made(
         limits=Limits(options.concurrency, options.per_host, options.max_failure_rate),
         again=again,
         part_done=lambda stats: progress.part_done(stats, job.tally),
     )
-    interrupted: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
 
-    def stop(signum: signal.Signals) -> None:
-        interrupted.append(signum)
-        job.stop()
-        for each in (signal.SIGINT, signal.SIGTERM):  # the next one ends it at once
-            loop.remove_signal_handler(each)
+    def listen_no_more() -> None:
+        for signum in _SIGNALS:
+            loop.remove_signal_handler(signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop, signum)
+    def stop() -> None:
+        job.stop()
+        listen_no_more()  # the next one ends it at once
+
+    for signum in _SIGNALS:
+        loop.add_signal_handler(signum, stop)
 
     async def watch() -> None:
         while progress.has_bar:
@@ -257,13 +250,12 @@ async def _job(options: Options, plan: Plan, made: Callable[..., AnyJob]) -> int
     finally:
         watching.cancel()
         progress.clear()
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)
+        listen_no_more()
     if job.over_rate:
         rate = job.tally.failures / job.tally.rows
         _say(
             f"stopped: {job.tally.failures} of {job.tally.rows} rows failed ({rate:.1%}), over "
-            f"--max-failure-rate {options.max_failure_rate:g}; {_most(job.tally.failed)}"
+            f"--max-failure-rate {options.max_failure_rate:g}; {most(job.tally.failed)}"
         )
         return TOO_MANY_FAILED
     if not whole:
@@ -280,7 +272,7 @@ def _finished(options: Options, plan: Plan, job: AnyJob | None, began_s: float) 
     if options.format != "parquet":
         from bulk.exports import EXPORTS
 
-        EXPORTS[options.format](folder)
+        EXPORTS[options.format](folder, int(plan.said["embedder.dimension"]))
     seconds = time.monotonic() - began_s
     rows = plan.rows if job is None else job.tally.rows
     summary = write_summary(folder, plan, rows_in_last_run=rows, seconds_of_last_run=round(seconds, 1))
@@ -291,7 +283,7 @@ def _finished(options: Options, plan: Plan, job: AnyJob | None, began_s: float) 
     )
     if summary["failed"]:
         _say(
-            f"{summary['failed']} failed: {_most(summary['errors'])}; they are in {plan.folder / ERRORS}. "
+            f"{summary['failed']} failed: {most(summary['errors'])}; they are in {plan.folder / ERRORS}. "
             f"Again, what may pass: {options.command} --retry-failed"
         )
     else:
@@ -331,12 +323,8 @@ def _tried(options: Options, found: Catalogue, settings: Settings | None, enviro
     return DONE
 
 
-def _most(codes: Mapping[str, int]) -> str:
-    return ", ".join(f"{code} {count}" for code, count in sorted(codes.items(), key=lambda item: -item[1]))
-
-
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def quiet() -> None:

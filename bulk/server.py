@@ -26,18 +26,11 @@ _TIMEOUT_S = 75.0  # a service answers, or says that it can't, within 65 s
 
 
 class _AsSaid(EmbedderError):
-    """An error that a service answered."""
+    """An error that a service answered. It has no status here, where nobody answers with it."""
 
     def __init__(self, code: str, text: str) -> None:
         self.code = code
-        self.status = next(
-            (kind.status for kind in _kinds(EmbedderError) if getattr(kind, "code", None) == code), 500
-        )
         super().__init__(text)
-
-
-def _kinds(kind: type[EmbedderError]) -> Sequence[type[EmbedderError]]:
-    return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
 
 
 class ServerEmbedder:

@@ -15,8 +15,9 @@ import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bulk.commands import Parser, run, say, whole
 
 
 def main() -> int:
@@ -24,42 +25,27 @@ def main() -> int:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        print("embed_catalogue: this takes pyarrow: python scripts/setup.py bulk", file=sys.stderr)
+        say("embed_catalogue", "this takes pyarrow: python scripts/setup.py bulk")
         return 2
-    from bulk.run import Options, quiet, run
+    return run("embed_catalogue", lambda: _embed(options))
+
+
+def _embed(options: argparse.Namespace) -> int:
+    # Here, as they take a second, and arguments are refused at once.
+    from bulk.run import Options, quiet
+    from bulk.run import run as embed
 
     quiet()
-    return run(
-        Options(
-            input=options.input,
-            out=options.out,
-            url_column=options.url_column,
-            id_column=options.id_column,
-            keep=options.keep,
-            shard_rows=options.shard_rows,
-            format=options.format,
-            precision=options.precision,
-            concurrency=options.concurrency,
-            per_host=options.per_host,
-            limit=options.limit,
-            max_failure_rate=options.max_failure_rate,
-            retry_failed=options.retry_failed,
-            overwrite=options.overwrite,
-            servers=tuple(options.server),
-            runner=options.runner,
-            ray_address=options.ray_address,
-            progress=options.progress,
-            dry_run=options.dry_run,
-            command=shlex.join(["python", *sys.argv]),
-        ),
-        os.environ,
-    )
+    return embed(Options(**vars(options), command=shlex.join(["python", *sys.argv])), os.environ)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     first, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="embed_catalogue.py",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("input", metavar="INPUT", help="a file, a folder, a pattern, or a URI that Daft reads (s3://...)")
@@ -69,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--id-column", metavar="NAME", help="the column with the ids; otherwise found by its name, or numbers"
     )
     add("--keep", default="all", metavar="all|none|A,B", help="which other columns are kept")
-    add("--shard-rows", type=_count, default=10_000, metavar="N", help="rows in a part")
+    add("--shard-rows", type=whole, default=10_000, metavar="N", help="rows in a part")
     add(
         "--format",
         choices=("parquet", "lance", "npy"),
@@ -77,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what is made beside the parts",
     )
     add("--precision", choices=("fp32", "int8"), help="of the model; by default what EMBEDDER_PRECISION says")
-    add("--concurrency", type=_count, default=64, metavar="N", help="rows in work at once")
-    add("--per-host", type=_count, default=16, metavar="N", help="of them from one host")
-    add("--limit", type=_count, metavar="N", help="only the first rows")
+    add("--concurrency", type=whole, default=64, metavar="N", help="rows in work at once")
+    add("--per-host", type=whole, default=16, metavar="N", help="of them from one host")
+    add("--limit", type=whole, metavar="N", help="only the first rows")
     add(
         "--max-failure-rate",
         type=_share,
@@ -97,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="begin anew where DIR has another job's vectors")
     add(
         "--server",
+        dest="servers",
         action="append",
         default=[],
         metavar="URL",
@@ -107,13 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--progress", choices=("auto", "bar", "json", "none"), default="auto", help="what it says meanwhile")
     add("--dry-run", action="store_true", help="try the first 100 rows and say what all would take")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
 
 
 def _share(text: str) -> float:
@@ -129,7 +109,11 @@ def _interrupted(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupted)  # until the job takes both signals for itself
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    status = main()
+    if (
+        "ray" in sys.modules
+    ):  # a thread may wait for the cluster still, and Ray's own way out makes 1 of any status
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

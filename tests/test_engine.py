@@ -19,6 +19,7 @@ from bentoml.exceptions import BentoMLException
 from embedder.engine import Engine, Source
 from embedder.errors import BadImage, FetchFailed, InvalidRequest, URLNotAllowed
 from embedder.settings import Settings
+from tests.bentoml_store import read_from
 from tests.origin import Origin
 from tests.pictures import data_url
 from tests.server import ROOT, plain_environ
@@ -28,13 +29,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module", autouse=True)
 def _store(store: Path) -> Iterator[None]:
-    """BentoML reads where its store is when it is asked for it first."""
-    from bentoml._internal.configuration.containers import BentoMLContainer
-
-    before = BentoMLContainer.bentoml_home.get()
-    BentoMLContainer.bentoml_home.set(str(store))
-    yield
-    BentoMLContainer.bentoml_home.set(before)
+    with read_from(store):
+        yield
 
 
 @pytest.fixture

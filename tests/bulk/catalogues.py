@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.bulk import folders
 from tests.origin import Origin
 from tests.pictures import encoded, photo
-from tests.server import ROOT, plain_environ
+from tests.server import ROOT
 
 COLUMNS = ("sku", "image_url", "price", "title")
 
@@ -113,9 +114,7 @@ def write_parquet(path: Path, made: list[Row]) -> Path:
 
 def environ(store: Path, origin: Origin, **more: str) -> dict[str, str]:
     return {
-        **plain_environ(),
-        "BENTOML_HOME": str(store),
-        "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+        **folders.environ(store, origin),
         "EMBEDDER_ALLOWED_PORTS": f"80,443,{origin.port}",
         "EMBEDDER_FETCH_TIMEOUT_S": "2",
         "EMBEDDER_PRECISION": "int8",

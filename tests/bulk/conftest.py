@@ -18,6 +18,8 @@ from embedder.engine import Engine
 from embedder.model.spec import ModelSpec
 from embedder.result import Result
 from embedder.settings import Settings
+from tests.bentoml_store import read_from
+from tests.bulk.catalogues import Row, rows, write_csv
 from tests.bulk.folders import Vectors, row, write
 from tests.origin import Origin
 from tests.pictures import encoded, noise, photo
@@ -36,15 +38,22 @@ class Catalogue:
     spec: ModelSpec
 
 
+@pytest.fixture(scope="module")
+def shop(request: pytest.FixtureRequest, origin: Origin) -> list[Row]:
+    """A catalogue of as many rows as the module's COUNT says."""
+    return rows(origin, request.module.COUNT)
+
+
+@pytest.fixture(scope="module")
+def shop_csv(shop: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("shop") / "shop.csv", shop)
+
+
 @pytest.fixture
 def bento_store(store: Path) -> Iterator[None]:
     """BentoML in this process reads `store`."""
-    from bentoml._internal.configuration.containers import BentoMLContainer
-
-    before = BentoMLContainer.bentoml_home.get()
-    BentoMLContainer.bentoml_home.set(str(store))
-    yield
-    BentoMLContainer.bentoml_home.set(before)
+    with read_from(store):
+        yield
 
 
 def made(path: Path, origin: Origin, precision: str) -> Catalogue:
@@ -76,12 +85,12 @@ def made(path: Path, origin: Origin, precision: str) -> Catalogue:
             return await engine.embed(files), engine.spec
 
     results, spec = asyncio.run(embed())
-    rows = []
+    table = []
     for number, (url, result) in enumerate(zip(urls, [*results, None], strict=True)):
         vector = result.embedding if result else None
         values = {"sha256": result.sha256, "duplicate_of": "00000" if number == 3 else None} if result else {}
-        rows.append(row(number, vector, url=url, **values))
-    write(path / "out", rows, dimension=spec.dimension, per_part=4, said=provenance(spec))
+        table.append(row(number, vector, url=url, **values))
+    write(path / "out", table, dimension=spec.dimension, per_part=4, said=provenance(spec))
     vectors = np.array([result.embedding for result in results])
     pixels = [np.asarray(image)[16:240, 16:240] for image in images]
     return Catalogue(path / "out", urls, vectors, pixels, spec)

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bulk.files import write_json
 from bulk.folder import FAILED, RESULTS, SUCCESS, Folder, schema
 from tests.origin import Origin
 from tests.server import ROOT, plain_environ
@@ -70,7 +69,6 @@ def write(
     form = schema([], metadata)
     for number, start in enumerate(range(0, max(1, len(rows)), per_part), first_part):
         folder.write(number, pa.Table.from_pylist(list(rows[start : start + per_part]), form))
-        write_json(folder.stats(number), {})
     return path
 
 

@@ -8,7 +8,7 @@ import json
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,17 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
 
 from bulk.folder import RESULTS
 from embedder.engine import Engine
 from embedder.settings import Settings
-from tests.bulk.catalogues import COLUMNS, Row, command, embed, environ, parts, rows, write_csv, write_parquet
+from tests.bentoml_store import read_from
+from tests.bulk.catalogues import COLUMNS, Row, command, embed, environ, parts, write_csv, write_parquet
 from tests.disk import fill, mounted
 from tests.origin import Origin
 from tests.server import Server, until
 
 COUNT = 300
-
-
-@pytest.fixture(scope="module")
-def shop(origin: Origin) -> list[Row]:
-    return rows(origin, COUNT)
-
-
-@pytest.fixture(scope="module")
-def shop_csv(shop: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("shop") / "shop.csv", shop)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +47,8 @@ def whole(
 
 
 @pytest.fixture(scope="module")
-def vectors(store: Path, origin: Origin, shop: list[Row]) -> Iterator[dict[str, np.ndarray]]:
+def vectors(store: Path, origin: Origin, shop: list[Row]) -> dict[str, np.ndarray]:
     """By the row's id, what an engine makes of the file."""
-    before = BentoMLContainer.bentoml_home.get()
-    BentoMLContainer.bentoml_home.set(str(store))
     settings = Settings(
         precision="int8",
         allowed_networks=(ip_network("127.0.0.0/8"),),
@@ -73,8 +61,8 @@ def vectors(store: Path, origin: Origin, shop: list[Row]) -> Iterator[dict[str, 
             results = await engine.embed(files.values())
         return {sku: r.embedding for sku, r in zip(files, results, strict=True) if r.embedding is not None}
 
-    yield asyncio.run(made())
-    BentoMLContainer.bentoml_home.set(before)
+    with read_from(store):
+        return asyncio.run(made())
 
 
 def test_each_row_is_there_in_order_with_what_was_to_become_of_it(

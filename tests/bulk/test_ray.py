@@ -17,7 +17,7 @@ from typing import IO
 
 import pytest
 
-from tests.bulk.catalogues import Row, command, embed, environ, parts, pictures, rows, write_csv
+from tests.bulk.catalogues import Row, command, embed, environ, parts, pictures, write_csv
 from tests.bulk.ray_cluster import ENVIRON
 from tests.origin import Origin
 from tests.server import ROOT, until
@@ -72,16 +72,6 @@ def cluster(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield Cluster(**json.loads(said), home=home, process=process)
         stdin.close()
         process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def shop(origin: Origin) -> list[Row]:
-    return rows(origin, COUNT)
-
-
-@pytest.fixture(scope="module")
-def shop_csv(shop: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("shop") / "shop.csv", shop)
 
 
 @pytest.fixture(scope="module")
