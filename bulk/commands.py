@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +71,16 @@ def output(text: str) -> Path:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} can't be written: it is a folder, or is in none")
     return path
+
+
+def typed(*words: str) -> str:
+    """A command of this interpreter with `words`, as a person would type it in this folder."""
+    python = Path(sys.executable)
+    if shutil.which("python") == str(python):
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), *words])
 
 
 def say(name: str, text: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import fcntl
 import logging
-import shlex
 import shutil
 import signal
 import sys
@@ -23,7 +22,7 @@ import uvloop
 
 from bulk import catalogue
 from bulk.catalogue import Catalogue
-from bulk.commands import printable
+from bulk.commands import printable, typed
 from bulk.errors import JobError
 from bulk.files import read_json, remove_leftovers
 from bulk.finish import settle, write_errors, write_summary
@@ -288,7 +287,7 @@ def _finished(options: Options, plan: Plan, job: AnyJob | None, began_s: float) 
         )
     else:
         _say("none failed")
-    _say(f"search: python scripts/search.py {shlex.quote(str(plan.folder))} --image URL-OR-FILE")
+    _say(f"search: {typed('scripts/search.py', str(plan.folder), '--image', 'URL-OR-FILE')}")
     if summary["failed"] > options.max_failure_rate * summary["rows"]:
         return TOO_MANY_FAILED
     return DONE

@@ -89,12 +89,16 @@ class ServerEmbedder:
             ) from error
 
     async def embed(self, source: str) -> Result:
+        try:
+            data = await asyncio.to_thread(Path(source).read_bytes) if self._is_files else None
+        except OSError as error:
+            return Result(error=FetchFailed(f"the file can't be read: {error.strerror or error}"))
         waited_s = 0.0
         while True:
             url = min(self._urls, key=self._under_way.__getitem__)
             self._under_way[url] += 1
             try:
-                outcome = await self._ask(url, source)
+                outcome = await self._ask(url, _body(source, data))
             finally:
                 self._under_way[url] -= 1
             if isinstance(outcome, Result):
@@ -105,12 +109,8 @@ class ServerEmbedder:
             waited_s += pause_s
             await asyncio.sleep(pause_s)
 
-    async def _ask(self, url: str, source: str) -> Result | tuple[float, str]:
-        """The result, or for how long to wait, and why."""
-        try:
-            body = await self._body(source)
-        except OSError as error:
-            return Result(error=FetchFailed(f"the file can't be read: {error.strerror or error}"))
+    async def _ask(self, url: str, body: Mapping[str, Any]) -> Result | tuple[float, str]:
+        """The result, or for how long to wait, and why. `body` is aiohttp's options."""
         headers = {"X-Expect-Model": self.said["embedder.fingerprint"]}
         try:
             async with self._session.post(f"{url}/embed_batch", headers=headers, **body) as response:
@@ -128,13 +128,15 @@ class ServerEmbedder:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise JobError(f"{url} answers what is not understood: {error!r}") from error
 
-    async def _body(self, source: str) -> dict[str, Any]:  # Any: aiohttp's options
-        if not self._is_files:
-            return {"json": {"urls": [source], "details": True}}
-        form = aiohttp.FormData()
-        form.add_field("files", await asyncio.to_thread(Path(source).read_bytes), filename="file")
-        form.add_field("details", "true")
-        return {"data": form}
+
+def _body(url: str, data: bytes | None) -> dict[str, Any]:  # Any: aiohttp's options
+    """Of a request for the image at `url`, or for the file with these `data`."""
+    if data is None:
+        return {"json": {"urls": [url], "details": True}}
+    form = aiohttp.FormData()
+    form.add_field("files", data, filename="file")
+    form.add_field("details", "true")
+    return {"data": form}
 
 
 def _result(content: Mapping[str, Any]) -> Result:  # Any: JSON

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bulk.commands import Parser, run, say, whole
+from bulk.commands import Parser, run, say, typed, whole
 
 
 def main() -> int:
@@ -36,7 +35,7 @@ def _embed(options: argparse.Namespace) -> int:
     from bulk.run import run as embed
 
     quiet()
-    return embed(Options(**vars(options), command=shlex.join(["python", *sys.argv])), os.environ)
+    return embed(Options(**vars(options), command=typed(*sys.argv)), os.environ)
 
 
 def _parser() -> Parser:

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import random
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tests.bentoml_store import read_from
 from tests.bulk.catalogues import COLUMNS, Row, command, embed, environ, parts, write_csv, write_parquet
 from tests.disk import fill, mounted
 from tests.origin import Origin
-from tests.server import Server, until
+from tests.server import ROOT, Server, until
 
 COUNT = 300
 
@@ -126,8 +127,10 @@ def test_it_says_what_it_found_each_part_and_three_lines_at_the_end(
     assert lines[-3].startswith(f"{COUNT - failed} of {COUNT} rows have a vector, of resnet18:")
     assert lines[-2].startswith(f"{failed} failed: fetch_failed ")
     assert str(folder / "errors.csv") in lines[-2]
-    assert lines[-1] == f"search: python scripts/search.py {folder} --image URL-OR-FILE"
     assert done.stdout == ""
+    search = shlex.split(lines[-1].removeprefix("search: "))
+    assert search[1:] == ["scripts/search.py", str(folder), "--image", "URL-OR-FILE"]
+    subprocess.run([search[0], "-c", "import pyarrow"], cwd=ROOT, check=True)  # the same environment
 
 
 def test_what_failed_is_in_errors_csv_and_counted_in_the_summary(
