@@ -40,7 +40,7 @@ Prove (minutes)
   make overload        load, faults and hostile clients, each with its limit: ONLY=killed,gone; takes nginx
   make soak            good and hostile traffic, and what the service keeps of it: MINUTES=30
   make fuzz            a coverage-guided fuzzer: MINUTES=10
-  make bench           measure the service beside others: QUICK=1; takes wrk, nginx
+  make bench           measure the service and catalogues beside others: QUICK=1; takes wrk, nginx
 
 Release
   make lock            pin what serves in requirements.lock: UPGRADE=1 takes the newest

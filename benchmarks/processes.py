@@ -7,11 +7,16 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 STOP_TIMEOUT_S = 15.0
+# How exactly an end is seen, and how often memory is looked at, which takes the kernel some ms for each process.
+POLL_S = 0.02
+MEMORY_EVERY_S = 1.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _taken: set[int] = set()
 
@@ -27,6 +32,18 @@ def free_port() -> int:
             return port
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What a program took that ran to its end, with all that it started."""
+
+    status: int
+    wall_s: float
+    cpu_s: float
+    """User and system. Of what it started, that for whose end it waited."""
+    peak_mb: float
+    """Of memory at once, as MEMORY_EVERY_S shows it; what processes share is counted once (PSS)."""
+
+
 class Processes:
     """`process` and its descendants, whatever sessions they are in."""
 
@@ -36,6 +53,23 @@ class Processes:
     def cpu_s(self) -> float:
         """Processor time, user and system, that those of them that live have used."""
         return sum(map(_ticks, self._pids())) / _TICKS_PER_S
+
+    def finish(self) -> Finished:
+        """Waits until the first one ends. It must have been started right before."""
+        began_s = looked_s = time.perf_counter()
+        peak = 0
+        while True:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            now_s = time.perf_counter()
+            if pid:
+                break
+            if now_s - looked_s > MEMORY_EVERY_S:
+                looked_s = now_s
+                peak = max(peak, sum(map(_memory_kb, self._pids())))
+            time.sleep(POLL_S)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        used_s = usage.ru_utime + usage.ru_stime
+        return Finished(self.process.returncode, now_s - began_s, used_s, peak * 1024 / 1e6)
 
     def stop(self) -> None:
         """Ask the first to end; then make those end that did not follow it."""
@@ -73,6 +107,14 @@ def _stat(pid: int) -> list[str]:
 def _ticks(pid: int) -> int:
     fields = _stat(pid)
     return int(fields[11]) + int(fields[12]) if fields else 0  # utime, stime
+
+
+def _memory_kb(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it is gone
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _started(pid: int) -> str | None:

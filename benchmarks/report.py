@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks.results import Results, spread
+from benchmarks.results import Catalogue, JobRun, Measured, Report, Results, spread
 
 CHART_CONNECTIONS = 16
 _OURS = ("fp32", "int8")
@@ -23,16 +22,19 @@ _COLOURS = {
 }
 
 
-def write(results: Results, folder: Path) -> str:
+def write(report: Report, folder: Path) -> str:
     """results.json, results.md and chart.png in `folder`; gives the tables."""
-    tables = "\n\n".join(part for part in _parts(results) if part) + "\n"
-    (folder / "results.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
+    services, catalogue = report.services, report.catalogue
+    parts = [*(_services(services) if services else ()), *(_catalogue(catalogue) if catalogue else ())]
+    tables = "\n\n".join(part for part in parts if part) + "\n"
+    report.write(folder / "results.json")
     (folder / "results.md").write_text(tables)
-    _draw(results, folder / "chart.png")
+    if services:
+        _draw(services, folder / "chart.png")
     return tables
 
 
-def _parts(results: Results) -> list[str]:
+def _services(results: Results) -> list[str]:
     return [
         _machine(results),
         _throughput(results),
@@ -46,7 +48,73 @@ def _parts(results: Results) -> list[str]:
     ]
 
 
-def _machine(results: Results) -> str:
+def _catalogue(results: Catalogue) -> list[str]:
+    sizes = list(results.rows)
+    ours = {name: name.removeprefix("bulk-") for name in results.sides if name.startswith("bulk-")}
+    others = [name for name in results.sides if name not in ours]
+
+    def row(label: str, side: str, value: Callable[[JobRun], float]) -> list[str]:
+        return [label, *(spread([value(run) for run in results.of(side, size)]) for size in sizes)]
+
+    def ceilings(which: int) -> list[list[str]]:
+        return [
+            [f"ceiling, {precision}", *(spread([pair[which] for pair in measured[size]]) for size in sizes)]
+            for precision, measured in results.ceiling.items()
+        ]
+
+    def median(side: str, size: str, value: Callable[[JobRun], float]) -> float:
+        return _median(value(run) for run in results.of(side, size))
+
+    def rate(run: JobRun) -> float:
+        return run.rate
+
+    def cpu_ms(run: JobRun) -> float:
+        return run.cpu_ms
+
+    times = [
+        [
+            f"{results.sides[one]} / {results.sides[other]}",
+            *(_ratio(median(one, size, rate), median(other, size, rate)) for size in sizes),
+        ]
+        for one in ours
+        for other in others
+    ]
+    shares = [
+        [
+            f"ceiling / {results.sides[name]}",
+            *(
+                _ratio(
+                    _median(pair[1] for pair in results.ceiling[precision][size]), median(name, size, cpu_ms)
+                )
+                for size in sizes
+            ),
+        ]
+        for name, precision in ours.items()
+    ]
+    origin = [
+        f"{_median(run.origin_cpu_ms for run in results.runs if run.size == size):.2f}" for size in sizes
+    ]
+    rates = [row(label, side, rate) for side, label in results.sides.items()]
+    used = [row(label, side, cpu_ms) for side, label in results.sides.items()]
+    few = [row(label, side, lambda run: run.few_s) for side, label in results.sides.items()]
+    peaks = [row(label, side, lambda run: run.peak_mb) for side, label in results.sides.items()]
+    header = ["", *sizes]
+    return [
+        f"## A catalogue\n\n{_machine(results)}",
+        _table("A catalogue: images per second", header, rates + ceilings(0)),
+        _table("A catalogue: how many times as fast", header, times),
+        _table(
+            "A catalogue: processor time per image, ms",
+            header,
+            [*used, *ceilings(1), ["the origin (nginx)", *origin]],
+        ),
+        _table("A catalogue: processor time of the ceiling / of the job", header, shares),
+        _table("A catalogue: memory at most, MB", header, peaks),
+        _table("A catalogue: a job with few rows from start to end, s", header, few),
+    ]
+
+
+def _machine(results: Measured) -> str:
     facts = dict(results.machine)
     place = ", ".join(facts.pop(name) for name in ("processor", "memory", "system"))
     photos = ", ".join(f"{size} {kb:.0f} kB" for size, kb in results.photo_kb.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import subprocess
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+MIN_COSINE = 0.99
+"""Of each side's vectors to torchvision's."""
 PACKAGES = (
     *("bentoml", "onnxruntime", "pillow", "aiohttp", "uvloop", "numpy", "torch", "torchvision"),
-    *("fastapi", "uvicorn", "requests", "litserve", "mosec"),
+    *("fastapi", "uvicorn", "requests", "litserve", "mosec", "pyarrow", "daft"),
 )
 
 
@@ -54,8 +58,27 @@ class Slow:
     p99_slow_ms: float
 
 
+@dataclass(frozen=True)
+class JobRun:
+    """One side with a catalogue: what many rows take beyond few, for an image."""
+
+    side: str
+    size: str
+    rate: float
+    """Images per second."""
+    cpu_ms: float
+    """Processor time per image, all of the side's processes."""
+    origin_cpu_ms: float
+    few_s: float
+    """The job with few rows, from its start to its end."""
+    peak_mb: float
+    """Of memory, of all of the side's processes, with the many rows."""
+
+
 @dataclass
-class Results:
+class Measured:
+    """What is said of any measurement."""
+
     machine: dict[str, str]
     workers: int
     sides: dict[str, str]
@@ -64,6 +87,12 @@ class Results:
     """Mean size of a file, by size."""
     minutes: float = 0
     min_cosine: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Results(Measured):
+    """Of the services."""
+
     start_s: dict[str, list[float]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     ceiling: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -88,8 +117,57 @@ class Results:
         runs = self.of(side, size, connections)
         return statistics.median(run.rate for run in runs) if runs else None
 
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Results:  # Any: JSON
+        return cls(
+            **{
+                **said,
+                "runs": [Run(**run) for run in said["runs"]],
+                "lone": {side: [Lone(**lone) for lone in lones] for side, lones in said["lone"].items()},
+                "slow": {side: [Slow(**slow) for slow in slows] for side, slows in said["slow"].items()},
+            }
+        )
+
+
+@dataclass
+class Catalogue(Measured):
+    """Of the jobs that embed a catalogue."""
+
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By size: ours, and the others'."""
+    runs: list[JobRun] = field(default_factory=list)
+    ceiling: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    """Images per second and processor time per image in ms, by precision and size."""
+
+    def of(self, side: str, size: str) -> list[JobRun]:
+        return [run for run in self.runs if (run.side, run.size) == (side, size)]
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Catalogue:  # Any: JSON
+        return cls(**{**said, "runs": [JobRun(**run) for run in said["runs"]]})
+
+
+@dataclass
+class Report:
+    """All there is: each half is of the last run that measured it."""
+
+    services: Results | None = None
+    catalogue: Catalogue | None = None
+
+    def write(self, file: Path) -> None:
+        said = asdict(self)
+        file.write_text(
+            json.dumps({**(said["services"] or {}), "catalogue": said["catalogue"]}, indent=1) + "\n"
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        said = json.loads(file.read_text()) if file.exists() else {}
+        catalogue = said.pop("catalogue", None)
+        return cls(
+            Results.from_json(said) if said else None,
+            Catalogue.from_json(catalogue) if catalogue else None,
+        )
 
 
 def spread(values: Sequence[float]) -> str:

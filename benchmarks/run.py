@@ -1,11 +1,13 @@
-"""`make bench`: the service against what it replaces, what one would write instead, and its ceiling.
+"""`make bench`: the service and the catalogue's job against what one would write instead, and their ceiling.
 
 python -m benchmarks.run                                     everything
 python -m benchmarks.run --quick                             fewer and shorter runs
 python -m benchmarks.run --sides fp32,mosec --sizes 640
+python -m benchmarks.run --sides bulk-int8,daft              a catalogue
 
-Writes results.json, results.md and chart.png beside this file. Ends with 1, and writes nothing, when
-a side gives a wrong vector or fails a single request.
+Writes results.json, results.md and chart.png beside this file; the services or the catalogue stay there as they are
+where none of their sides takes part. Ends with 1, and writes nothing, when a side gives a wrong vector, fails a single
+request, or leaves a row out.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
 from PIL import Image
 
 from benchmarks import report, scenarios
+from benchmarks.jobs import JOBS, Job, JobBench
 from benchmarks.load import LoadError
 from benchmarks.origin import Origin
 from benchmarks.photos import SIZES, make_photos
-from benchmarks.results import Results, describe_machine
+from benchmarks.results import MIN_COSINE, Catalogue, Measured, Report, Results, describe_machine
 from benchmarks.servers import ROOT, SIDES, Server, Setting, Side
 from embedder.runtime.cpu import available_cores
 from tests.server import plain_environ
@@ -34,7 +38,6 @@ from tests.weights import discriminating_state_dict, save_pth, torchvision_embed
 HERE = Path(__file__).resolve().parent
 WORK = HERE / ".work"
 PRECISIONS = ("fp32", "int8")
-MIN_COSINE = 0.99
 
 
 class BenchError(Exception):
@@ -43,23 +46,25 @@ class BenchError(Exception):
 
 def main() -> int:
     options = _options()
-    started_s = time.monotonic()
     try:
         for program, package in (("wrk", "wrk"), ("nginx", "nginx-light")):
             if shutil.which(program) is None:
                 raise BenchError(f"{program} is not installed: apt-get install {package}")
+        found = Report.read(HERE / "results.json")
         sides = _installed(options.sides)
-        results = measure(sides, options.sizes, scenarios.QUICK if options.quick else scenarios.FULL)
+        measured = measure(sides, options.sizes, scenarios.QUICK if options.quick else scenarios.FULL)
     except (BenchError, LoadError, RuntimeError, requests.RequestException) as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
-    results.minutes = round((time.monotonic() - started_s) / 60, 1)
-    print(report.write(results, HERE))
+    both = Report(measured.services or found.services, measured.catalogue or found.catalogue)
+    print(report.write(both, HERE))
     return 0
 
 
-def measure(sides: Sequence[Side], sizes: Sequence[str], plan: scenarios.Plan) -> Results:
-    """Everything, side by side on this machine. Raises BenchError or LoadError."""
+def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.Plan) -> Report:
+    """Everything, side by side on this machine. Raises BenchError, LoadError or RuntimeError."""
+    sides = [side for side in chosen if isinstance(side, Side)]
+    jobs = [side for side in chosen if isinstance(side, Job)]
     WORK.mkdir(exist_ok=True)
     _say("making photos and the model")
     photos = {size: make_photos(WORK / "photos" / size, size) for size in sizes}
@@ -67,39 +72,58 @@ def measure(sides: Sequence[Side], sizes: Sequence[str], plan: scenarios.Plan) -
     if not weights.exists():
         save_pth(weights)
     store = WORK / "bentoml"
-    models = _save_models(weights, store, [side.name for side in sides if side.name in PRECISIONS])
-    results = Results(
-        machine=describe_machine(),
-        workers=available_cores(),
-        sides={side.name: side.label for side in sides},
-        photo_kb={
-            size: sum(file.stat().st_size for file in files) / len(files) / 1000
-            for size, files in photos.items()
-        },
-    )
+    models = _save_models(weights, store)
+    machine, workers = describe_machine(), available_cores()
+    photo_kb = {
+        size: sum(file.stat().st_size for file in files) / len(files) / 1000 for size, files in photos.items()
+    }
+    measured = Report()
     with Origin(WORK / "photos", WORK) as origin:
-        setting = Setting(weights, store, WORK, results.workers, (origin.port, origin.slow_port))
-        for side in sides:
-            if side.name in models:
-                _say(f"starting and stopping {side.label}")
-                results.start_s[side.name] = [_start_s(side, setting) for _ in range(1 + plan.starts)][1:]
-        for side in sides:
-            _say(f"checking {side.label}")
-            with Server(side, setting) as server:
-                results.min_cosine[side.name] = _check(server, origin, photos)
-        scenarios.Bench(results, plan, origin, photos, models, sides, setting).run()
-    return results
+        setting = Setting(weights, store, WORK, workers, (origin.port, origin.slow_port))
+        if sides:
+            labels = {side.name: side.label for side in sides}
+            services = measured.services = Results(machine, workers, labels, photo_kb)
+            own = {side.name: models[side.name] for side in sides if side.name in models}
+            with _timed(services):
+                _measure_services(scenarios.Bench(services, plan, origin, photos, own, sides, setting))
+        rows = {size: plan.job_rows[size] for size in sizes if size in plan.job_rows}
+        if jobs and rows:
+            labels = {job.name: job.label for job in jobs}
+            catalogue = measured.catalogue = Catalogue(machine, workers, labels, photo_kb, rows=rows)
+            with _timed(catalogue):
+                JobBench(catalogue, plan, origin, photos, models, jobs, setting).run()
+    return measured
 
 
-def _save_models(weights: Path, store: Path, wanted: Sequence[str]) -> dict[str, Path]:
-    """Saves the model as a user does; gives the files of the `wanted` precisions."""
+def _measure_services(bench: scenarios.Bench) -> None:
+    for side in bench.sides:
+        if side.name in bench.models:
+            _say(f"starting and stopping {side.label}")
+            starts = [_start_s(side, bench.setting) for _ in range(1 + bench.plan.starts)]
+            bench.results.start_s[side.name] = starts[1:]
+    for side in bench.sides:
+        _say(f"checking {side.label}")
+        with Server(side, bench.setting) as server:
+            bench.results.min_cosine[side.name] = _check(server, bench.origin, bench.photos)
+    bench.run()
+
+
+@contextmanager
+def _timed(results: Measured) -> Iterator[None]:
+    started_s = time.monotonic()
+    yield
+    results.minutes = round((time.monotonic() - started_s) / 60, 1)
+
+
+def _save_models(weights: Path, store: Path) -> dict[str, Path]:
+    """Saves the model as a user does; gives its files by precision."""
     command = [sys.executable, "scripts/save_model.py", "--weights", str(weights), "--precision", "int8"]
     shutil.rmtree(store, ignore_errors=True)
     environ = {**plain_environ(), "BENTOML_HOME": str(store)}
     saved = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if saved.returncode != 0:
         raise BenchError(f"the model can't be saved: {saved.stderr.strip()}")
-    return {name: file for name in wanted for file in store.glob(f"models/*/*/{name}.onnx")}
+    return {name: file for name in PRECISIONS for file in store.glob(f"models/*/*/{name}.onnx")}
 
 
 def _start_s(side: Side, setting: Setting) -> float:
@@ -121,7 +145,7 @@ def _check(server: Server, origin: Origin, photos: dict[str, list[Path]]) -> flo
     return worst
 
 
-def _installed(sides: Sequence[Side]) -> list[Side]:
+def _installed(sides: Sequence[Side | Job]) -> list[Side | Job]:
     for side in sides:
         if not side.installed:
             _say(f"{side.label} is skipped: pip install {side.package}")
@@ -133,9 +157,9 @@ def _say(what: str) -> None:
 
 
 def _options() -> argparse.Namespace:
-    names = {side.name: side for side in SIDES}
+    names: dict[str, Side | Job] = {side.name: side for side in (*SIDES, *JOBS)}
 
-    def sides(text: str) -> list[Side]:
+    def sides(text: str) -> list[Side | Job]:
         return [names[name] for name in text.split(",")]
 
     def sizes(text: str) -> list[str]:
@@ -146,7 +170,7 @@ def _options() -> argparse.Namespace:
         description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--sides", type=sides, default=list(SIDES), help=",".join(names))
+    parser.add_argument("--sides", type=sides, default=list(names.values()), help=",".join(names))
     parser.add_argument("--sizes", type=sizes, default=list(SIZES), help=",".join(SIZES))
     return parser.parse_args()
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import load
+from benchmarks import ceiling, load
 from benchmarks.origin import SLOW_S, Origin
 from benchmarks.results import Lone, Results, Run, Slow
-from benchmarks.servers import ROOT, Server, Setting, Side
+from benchmarks.servers import Server, Setting, Side
 
 BURST = 64
 BATCH_URLS = 64
@@ -49,6 +48,8 @@ class Plan:
     slow_for_all: bool
     """Whether the other sides have the slow origin too, once."""
     starts: int
+    job_rows: Mapping[str, tuple[int, int]]
+    """Of a catalogue: ours, and the others', which take longer; by size. Other sizes have none."""
 
     def cells(self, sizes: list[str]) -> Iterator[tuple[str, int]]:
         for size, connections in itertools.product(sizes, self.connections):
@@ -71,6 +72,7 @@ FULL = Plan(
     slow_s=20,
     slow_for_all=True,
     starts=3,
+    job_rows={"640": (4000, 1000), "12MP": (800, 300)},
 )
 QUICK = Plan(
     rounds=2,
@@ -83,6 +85,7 @@ QUICK = Plan(
     slow_s=8,
     slow_for_all=False,
     starts=1,
+    job_rows={"640": (1000, 300), "12MP": (200, 80)},
 )
 
 
@@ -149,14 +152,13 @@ class Bench:
         self.results.ceiling.setdefault(precision, {}).setdefault(size, []).append(max(rates))
 
     def _bare(self, precision: str, size: str, *options: str) -> float:
-        """What `benchmarks.ceiling` says."""
-        command = [
-            *(sys.executable, "-m", "benchmarks.ceiling", str(self.models[precision])),
-            *(str(self.photos[size][0].parent), "--processes", str(self.results.workers)),
+        """The first of what `benchmarks.ceiling` says."""
+        return ceiling.said(
+            self.models[precision],
+            self.photos[size][0].parent,
+            *("--processes", str(self.results.workers)),
             *("--seconds", str(self.plan.seconds), *options),
-        ]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        return float(done.stdout)
+        )[0]
 
     def _lone(self, server: Server) -> None:
         name, size = server.side.name, next(iter(self.photos))

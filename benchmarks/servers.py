@@ -43,6 +43,13 @@ class Side:
         return find_spec(self.package) is not None
 
 
+OURS = {
+    "EMBEDDER_CACHE_ENTRIES": "0",
+    "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
+    "EMBEDDER_ALLOWED_PORTS": "{ports}",
+}
+
+
 def _ours(precision: str) -> Side:
     return Side(
         precision,
@@ -50,13 +57,7 @@ def _ours(precision: str) -> Side:
         "bentoml",
         ("-m", "bentoml", "serve", "."),
         ready="/readyz",
-        environ={
-            "EMBEDDER_PORT": "{port}",
-            "EMBEDDER_PRECISION": precision,
-            "EMBEDDER_CACHE_ENTRIES": "0",
-            "EMBEDDER_ALLOWED_NETWORKS": "127.0.0.0/8",
-            "EMBEDDER_ALLOWED_PORTS": "{ports}",
-        },
+        environ={**OURS, "EMBEDDER_PORT": "{port}", "EMBEDDER_PRECISION": precision},
     )
 
 
@@ -114,6 +115,19 @@ class Setting:
     workers: int
     origin_ports: tuple[int, ...]
 
+    def environ(self, more: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+        """A side's, with `names` filled in where `more` has them in braces."""
+        return {
+            **plain_environ(),
+            "PYTHONPATH": str(ROOT),
+            "BENTOML_HOST": "127.0.0.1",
+            "BENTOML_HOME": str(self.store),
+            "BENCH_WEIGHTS": str(self.weights),
+            "BENCH_WORKERS": str(self.workers),
+            "BENCH_TORCH_THREADS": "1",
+            **{name: value.format(**names) for name, value in more.items()},
+        }
+
 
 class Server:
     """`side`, while the `with` block runs."""
@@ -136,7 +150,7 @@ class Server:
             process = subprocess.Popen(
                 [sys.executable, *(part.format(**names) for part in self.side.command)],
                 cwd=ROOT,
-                env=self._environ(names),
+                env=self._setting.environ(self.side.environ, names),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -188,18 +202,6 @@ class Server:
                 if time.perf_counter() > deadline:
                     raise
                 time.sleep(0.2)
-
-    def _environ(self, names: Mapping[str, str]) -> dict[str, str]:
-        return {
-            **plain_environ(),
-            "PYTHONPATH": str(ROOT),
-            "BENTOML_HOST": "127.0.0.1",
-            "BENTOML_HOME": str(self._setting.store),
-            "BENCH_WEIGHTS": str(self._setting.weights),
-            "BENCH_WORKERS": str(self._setting.workers),
-            "BENCH_TORCH_THREADS": "1",
-            **{name: value.format(**names) for name, value in self.side.environ.items()},
-        }
 
     def _wait_until_ready(self) -> None:
         deadline = time.perf_counter() + START_TIMEOUT_S

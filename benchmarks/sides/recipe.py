@@ -22,6 +22,8 @@ TRANSFORM = transforms.Compose(
     ]
 )
 DOWNLOAD_TIMEOUT_S = 30
+BATCH = 16
+"""Images that the network gets at once, from a catalogue."""
 
 # There are as many processes as cores; with more threads they would get into each other's way.
 torch.set_num_threads(int(os.environ["BENCH_TORCH_THREADS"]))
