@@ -90,11 +90,12 @@ def write_csv(path: Path, vectors: Searchable, found: Sequence[Rows]) -> None:
 
 
 _STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
-section { border-top: 1px solid #ccc }
+:root { color-scheme: light dark }
+body { font: 15px/1.4 system-ui, sans-serif; margin: clamp(.75rem, 4vw, 2rem) }
+section { border-top: 1px solid #8886 }
 ol { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; padding: 0 }
-li { width: 11rem; overflow-wrap: anywhere; font-size: 13px }
-img, .none { width: 112px; height: 112px; display: block; background: #eee; overflow: hidden; font-size: 11px }
+li { width: 9rem; overflow-wrap: anywhere; font-size: 13px }
+img, .none { width: 112px; height: 112px; display: block; background: #8883; overflow: hidden; font-size: 11px }
 """
 # Nothing is loaded and nothing runs, whatever an id or URL has in it.
 _POLICY = (
@@ -107,6 +108,7 @@ def page(title: str, sections: Iterable[str]) -> Iterator[str]:
     """The HTML of the report, piece by piece."""
     yield (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">'
         f'<meta name="referrer" content="no-referrer">'
         f"<title>Near copies</title><style>{_STYLE}</style>\n<h1>Near copies</h1>\n<p>{escape(title)}</p>\n"

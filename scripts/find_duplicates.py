@@ -51,7 +51,10 @@ def _find(options: argparse.Namespace) -> None:
             compared += f", each row with its {INDEX_NEIGHBOURS} nearest"
         summary = f"{len(found):,} groups with {rows:,} rows of {stored.rows:,}, {compared}"
         shown = found[: options.limit_groups]
-        title = f"{summary}. Their cosine is at least {options.threshold:g}. "
+        title = (
+            f"{summary}. Each has a cosine of {options.threshold:g} or more with another of its group; below it is "
+            "its cosine with the first. "
+        )
         title += f"The {len(shown):,} largest groups follow." if len(shown) < len(found) else ""
         report.writelines(page(title, _sections(stored, vectors, shown)))
     print(summary)
