@@ -64,7 +64,10 @@ def main() -> int:
 def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.Plan) -> Report:
     """Everything, side by side on this machine. Raises BenchError, LoadError or RuntimeError."""
     sides = [side for side in chosen if isinstance(side, Side)]
-    jobs = [side for side in chosen if isinstance(side, Job)]
+    rows = {size: plan.job_rows[size] for size in sizes if size in plan.job_rows}
+    jobs = [side for side in chosen if isinstance(side, Job)] if rows else []
+    if not (sides or jobs):
+        raise BenchError(f"nothing to measure: a catalogue has the sizes {', '.join(plan.job_rows)}")
     WORK.mkdir(exist_ok=True)
     _say("making photos and the model")
     photos = {size: make_photos(WORK / "photos" / size, size) for size in sizes}
@@ -86,8 +89,7 @@ def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.
             own = {side.name: models[side.name] for side in sides if side.name in models}
             with _timed(services):
                 _measure_services(scenarios.Bench(services, plan, origin, photos, own, sides, setting))
-        rows = {size: plan.job_rows[size] for size in sizes if size in plan.job_rows}
-        if jobs and rows:
+        if jobs:
             labels = {job.name: job.label for job in jobs}
             catalogue = measured.catalogue = Catalogue(machine, workers, labels, photo_kb, rows=rows)
             with _timed(catalogue):

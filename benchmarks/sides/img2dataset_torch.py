@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def _download(catalogue: Path, pictures: Path, rows: int) -> None:
-    """Shards with the pictures as JPEG, the shorter side 256: what torchvision's transform resizes to first."""
+    """Shards with the pictures as JPEG, the shorter side 256: what torchvision's transform resizes to first.
+
+    With `disable_all_reencoding`, small photos take 4 ms less of processor time, and those of 12 megapixels 40 ms more.
+    """
     options = {
         "url_list": catalogue,
         "input_format": "csv",
