@@ -49,6 +49,7 @@ RESULTS: tuple[pa.Field, ...] = (
     pa.field("format", pa.string()),
     pa.field("bytes", pa.int64()),
     pa.field("sha256", pa.string()),
+    pa.field("rendition", pa.bool_()),
     pa.field("duplicate_of", pa.string()),
     pa.field("embedded_at", pa.timestamp("us", tz="UTC")),
     pa.field("model", pa.string(), nullable=False),

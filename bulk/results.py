@@ -69,6 +69,9 @@ def columns(
         ),
         "model": pa.array([model] * len(found), pa.string()),
     }
+    arrays["rendition"] = pa.array(
+        [None if result.embedding is None else result.rendition for result in results], pa.bool_()
+    )
     for name in ("width", "height", "format", "bytes", "sha256"):
         type = next(field.type for field in RESULTS if field.name == name)
         arrays[name] = pa.array([getattr(result, name) for result in results], type)

@@ -150,6 +150,7 @@ def _result(content: Mapping[str, Any]) -> Result:  # Any: JSON
     return Result(
         embedding=np.array(content["embeddings"][0], np.float32),
         **{name: image[name] for name in ("width", "height", "format", "bytes", "sha256")},
+        rendition=image.get("rendition", False),
     )
 
 

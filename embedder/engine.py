@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.data_url import Base64
 from embedder.fetch.dialling import check_own_addresses_are_known
 from embedder.fetch.fetcher import Fetcher
+from embedder.fetch.renditions import Renditions, rules
 from embedder.fetch.urls import URLPolicy
 from embedder.images.decoders import Decoders, Room
 from embedder.images.formats import FORMATS, ON, Format, named
@@ -109,7 +110,7 @@ class Engine:
     @cached_property
     def spec(self) -> ModelSpec:
         """The model's. Raises BentoMLException, in one sentence, where there is none that can be served."""
-        return self.model.spec(self.settings.precision)
+        return replace(self.model.spec(self.settings.precision), renditions=rules(self.settings.renditions))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -150,6 +151,7 @@ class Engine:
         return Pipeline(
             fetcher,
             decoders,
+            renditions=self.renditions,
             cache=EmbeddingCache(settings.cache_entries),
             byte_budget=self.byte_budget,
             metrics=self.metrics,
@@ -167,6 +169,14 @@ class Engine:
         if unknown:
             raise StartError(f"EMBEDDER_FORMATS names {unknown[0]!r}; known are {', '.join(sorted(known))}")
         return named(name.upper() for name in self.settings.formats)
+
+    @cached_property
+    def renditions(self) -> Renditions:
+        """Raises StartError for a CDN that is none."""
+        try:
+            return Renditions(self.settings.renditions, crop=self.spec.preprocessing.crop)
+        except ValueError as error:
+            raise StartError(str(error)) from error
 
     @property
     def healthy(self) -> bool:

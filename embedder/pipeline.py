@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from time import perf_counter
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -25,9 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.cache import EmbeddingCache
-from embedder.errors import EmbedderError, ImageTooLarge, InternalError, InvalidRequest, Overloaded, bare
+from embedder.errors import (
+    BadImage,
+    EmbedderError,
+    FetchFailed,
+    ImageTooLarge,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    UnsupportedFormat,
+    bare,
+)
 from embedder.fetch.data_url import Base64, is_data_url, read_base64, read_data_url
 from embedder.fetch.fetcher import Fetcher
+from embedder.fetch.renditions import REFUSALS, Rendition, Renditions, original_bytes
 from embedder.images.decoders import Decoders, File
 from embedder.metrics.measures import Metrics
 from embedder.result import Embedding, Result
@@ -85,6 +97,7 @@ class Pipeline:
         fetcher: Fetcher,
         decoders: Decoders,
         *,
+        renditions: Renditions,
         cache: EmbeddingCache,
         byte_budget: ByteBudget,
         metrics: Metrics,
@@ -93,6 +106,7 @@ class Pipeline:
     ) -> None:
         self._fetcher = fetcher
         self.decoders = decoders
+        self._renditions = renditions
         self._cache = cache
         self._byte_budget = byte_budget
         self._metrics = metrics
@@ -224,13 +238,57 @@ class Pipeline:
 
     async def _of_url(self, url: str, how: _How, lease: Lease) -> Outcome:
         flight = self._flights[url, how.hashed]
+        rendition = self._renditions.of(url)
+        if rendition is None:
+            return await self._downloaded(flight, partial(self._fetcher.fetch, url, lease), how)
+        began_s = asyncio.get_running_loop().time()  # one deadline for both
+        fetch = partial(self._fetcher.fetch, lease=lease, began_s=began_s)
+        outcome, refused = await self._of_rendition(flight, rendition, fetch, how)
+        if outcome is None:
+            outcome = await self._downloaded(flight, partial(fetch, url), how)
+            if refused:
+                self._renditions.refused(rendition)
+        return outcome
+
+    async def _of_rendition(
+        self, flight: _Flight, rendition: Rendition, fetch: Callable[..., Awaitable[bytes]], how: _How
+    ) -> tuple[Outcome | None, bool]:
+        """Its outcome; or None where the original is to be fetched, and whether that is to be remembered."""
+        original: list[int | None] = []
+        read = partial(fetch, rendition.url, head=lambda headers: original.append(original_bytes(headers)))
+        try:
+            outcome = await self._downloaded(flight, read, how, rendition=True)
+        except (BadImage, UnsupportedFormat):
+            self._metrics.rendition_fallbacks.labels("undecodable").inc()
+            return None, True
+        except FetchFailed as error:
+            if error.http_status not in REFUSALS:
+                raise
+            self._metrics.rendition_fallbacks.labels("refused").inc()
+            return None, error.http_status in rendition.remembered
+        picture = outcome.source if isinstance(outcome, DecodedImage) else outcome
+        if not rendition.is_enough(picture.width or 0, picture.height or 0):
+            self._metrics.rendition_fallbacks.labels("small").inc()
+            return None, False
+        self._metrics.renditions.inc()
+        self._metrics.rendition_bytes_saved.inc(max(0, (original[-1] or 0) - (picture.bytes or 0)))
+        return outcome, False
+
+    async def _downloaded(
+        self,
+        flight: _Flight,
+        fetch: Callable[[], Awaitable[bytes]],
+        how: _How,
+        *,
+        rendition: bool = False,
+    ) -> Outcome:
         began_s = perf_counter()
         self._fetching_since_s[flight] = asyncio.get_running_loop().time()
         try:
-            file = File(await self._fetcher.fetch(url, lease))
+            file = File(await fetch())
         finally:
             del self._fetching_since_s[flight]
-        return await self._decoded(file, how, {"fetch": perf_counter() - began_s})
+        return await self._decoded(file, how, {"fetch": perf_counter() - began_s}, rendition=rendition)
 
     async def _of_text(self, text: str, read: Callable[..., bytes], how: _How, lease: Lease) -> Outcome:
         lease.add(len(text))
@@ -243,7 +301,9 @@ class Pipeline:
             raise ImageTooLarge(limit_bytes=self._max_image_bytes, actual_bytes=len(data))
         return await self._decoded(File(data), how, {})
 
-    async def _decoded(self, file: File, how: _How, timings: dict[str, float]) -> Outcome:
+    async def _decoded(
+        self, file: File, how: _How, timings: dict[str, float], *, rendition: bool = False
+    ) -> Outcome:
         size, sha256 = len(file.data), None
         if how.hashed or self._cache.max_entries:
             # No faster, weaker hash: with collisions that can be made, somebody could plant embeddings.
@@ -252,12 +312,20 @@ class Pipeline:
                 known = self._cache.get(sha256)
                 if known is not None:
                     self._metrics.cache_hits.inc()
-                    return replace(known, timings=timings)
+                    return replace(known, rendition=rendition, timings=timings)
                 self._metrics.cache_misses.inc()
         async with how.decoding or nullcontext():
             picture = await self.decoders.decode(file)
         timings |= {"decode_queue": picture.waited_s, "decode": picture.took_s}
-        source = Result(None, None, picture.width, picture.height, picture.format, size, sha256, timings)
+        source = Result(
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            bytes=size,
+            sha256=sha256,
+            rendition=rendition,
+            timings=timings,
+        )
         return DecodedImage(picture.pixels, source)
 
     async def _read(self, work: Callable[[], R], size: int) -> R:

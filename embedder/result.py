@@ -31,5 +31,7 @@ class Result:
     """The size of the file."""
     sha256: str | None = None
     """Of the file, in hexadecimal. None where nobody asked for it and embeddings are not kept."""
+    rendition: bool = False
+    """Whether the file is a smaller picture that a CDN made of the one at the URL (EMBEDDER_RENDITIONS)."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds, of what was done: fetch, decode_queue, decode, encode (with the wait for a batch)."""

@@ -125,6 +125,11 @@ def _host_glob(text: str) -> str:
     return name
 
 
+def _rendition(text: str) -> str:
+    name, at, host = text.lower().partition("@")
+    return _matching("[a-z]+")(name) + at + (_host_glob(host) if at else "")
+
+
 def _ipv6_glob(text: str) -> str:
     if not re.fullmatch("[0-9a-f:.*?]+", text) or re.fullmatch("[^:]*:[0-9]*", text):  # a name, or a port
         raise ValueError(text)
@@ -169,6 +174,11 @@ _KEYS = Kind(
 _FORMATS = Kind(
     _several(lambda text: _matching("[a-z0-9]+")(text.lower())),
     "names of formats separated by commas, like `jpeg,png,webp`",
+)
+_RENDITIONS = Kind(
+    _several(_rendition),
+    "names of CDNs separated by commas, each with a host of one's own where it has one: "
+    "`cloudinary,cloudinary@images.example.com`",
 )
 _OPEN_ROUTES = Kind(
     lambda text: frozenset(_several(_matching("docs|info|metrics"))(text)),
@@ -273,6 +283,12 @@ class Settings:
     allowed_ports: frozenset[int] = _setting("80,443", _PORTS, "the only ports to fetch from")
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = _setting(
         "", _NETWORKS, "networks that may be fetched from although they are not public"
+    )
+    renditions: tuple[str, ...] = _setting(
+        "",
+        _RENDITIONS,
+        "CDNs that are asked for a smaller picture, any of cloudinary, imgix, unsplash, shopify, contentful, sanity, "
+        "cloudflare and wikimedia; empty: the pictures are fetched as their URLs say",
     )
     contact: str = _setting(
         "",

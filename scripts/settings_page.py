@@ -38,7 +38,7 @@ GROUPS = {
     "Decoding": ("formats", "decoders", "max_decoding_bytes", "decode_timeout_s"),
     "Fetching": (
         *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "allowed_hosts", "allowed_ports"),
-        *("allowed_networks", "contact", "proxy"),
+        *("allowed_networks", "renditions", "contact", "proxy"),
     ),
     "Access": ("api_keys", "open_routes", "cors_origins"),
 }

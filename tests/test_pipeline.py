@@ -30,6 +30,7 @@ from embedder.errors import (
 )
 from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.fetcher import Fetcher
+from embedder.fetch.renditions import Renditions
 from embedder.fetch.urls import URLPolicy
 from embedder.images import decoders
 from embedder.images.decoders import Decoders, Room
@@ -77,6 +78,7 @@ async def started(
             formats=ON,
         ),
         Decoders(GEOMETRY, room=room, formats=ON, max_file_bytes=1_000_000, metrics=metrics, program=program),
+        renditions=Renditions((), crop=224),
         cache=EmbeddingCache(cache_entries),
         byte_budget=byte_budget or ByteBudget(10_000_000),
         metrics=metrics,

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, object] = {
     "max_image_pixels": 50_000_000, "max_in_flight_images": 256, "fetch_timeout_s": 10.0, "connect_timeout_s": 2.0,
     "decode_timeout_s": 10.0, "formats": (),
     "max_redirects": 5, "allowed_hosts": (), "allowed_ports": frozenset({80, 443}), "allowed_networks": (),
-    "contact": "", "proxy": "", "cache_entries": 10_000, "api_keys": (), "open_routes": frozenset(),
+    "renditions": (), "contact": "", "proxy": "", "cache_entries": 10_000, "api_keys": (), "open_routes": frozenset(),
 }  # fmt: skip
 FROM_THE_MACHINE = {"workers", "decoders", "max_in_flight_bytes", "max_decoding_bytes"}
 # What one request may bring must have room in work, so the edges of some settings need others.

@@ -138,8 +138,18 @@ class Fetcher:
         await self._resolver.close()
         await asyncio.sleep(0)  # connections that were cut are closed in the next iteration of the event loop
 
-    async def fetch(self, text: str, lease: Lease | None = None) -> bytes:
+    async def fetch(
+        self,
+        text: str,
+        lease: Lease | None = None,
+        *,
+        began_s: float | None = None,
+        head: Callable[[Mapping[str, str]], None] = lambda headers: None,
+    ) -> bytes:
         """The body behind the URL `text`: at most `max_bytes`, beginning like an image, counted in `lease`.
+
+        `began_s`, on the event loop's clock, is when whoever waits began to; None: now. `head` is called with the
+        headers of the answer that has the image.
 
         Raises URLNotAllowed, ImageTooLarge, UnsupportedFormat, FetchFailed or FetchTimeout; Overloaded when
         `lease` has no room for it, or the process none for a connection; Draining after `close`.
@@ -147,8 +157,8 @@ class Fetcher:
         """
         download = None
         try:
-            deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-            download = _Download(self._urls.admit(text), deadline_s, lease)
+            began_s = asyncio.get_running_loop().time() if began_s is None else began_s
+            download = _Download(self._urls.admit(text), began_s + self._timeout_s, lease, head)
             with self._metrics.fetch_stage.time():
                 return await self._follow(download)
         except (Failure, *EXPLAINABLE) as exc:
@@ -207,6 +217,7 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return self._redirect_target(url, response)
             self._check_head(url, response)
+            download.head(response.headers)
             return await self._read(response, download.lease)
 
     def _through_proxy(self, url: URL) -> dict[str, Any]:  # Any: options of aiohttp's, of several types
@@ -302,6 +313,7 @@ class _Download:
     deadline_s: float
     """On the event loop's clock."""
     lease: Lease | None
+    head: Callable[[Mapping[str, str]], None]
     attempt: _Attempt = field(default_factory=_Attempt)
 
 

@@ -91,6 +91,17 @@ class Metrics:
         self.decoders_lost = counter("decoders_lost", said, "cause", ("death", "time"))
         said = "Images that were not fetched, because the same URL was being fetched already."
         self.shared_fetches = counter("shared_fetches", said)
+        said = "Images of which a CDN's smaller rendition was embedded."
+        self.renditions = counter("renditions", said)
+        said = (
+            "Renditions that were of no use, so that the original was fetched: refused, undecodable, or small, of a "
+            "long and narrow picture."
+        )
+        self.rendition_fallbacks = counter(
+            "rendition_fallbacks", said, "reason", ("refused", "undecodable", "small")
+        )
+        said = "Bytes that renditions had less than their originals, where the CDN says how large those are."
+        self.rendition_bytes_saved = counter("rendition_bytes_saved", said)
 
         # These three are written once a second by each worker: `worker_gauges.py`.
         self.in_flight_images = Gauge(

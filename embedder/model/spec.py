@@ -15,9 +15,6 @@ PREPROCESSING_VERSION = 1
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 MODES = ("shorter_side",)
 
-# There are none yet: CDN renditions change the pixels, so the rules for them belong into the fingerprint.
-_RENDITION_RULES = ""
-
 
 class SpecError(ValueError):
     """Metadata that this code can't serve; the message is one clause that says why."""
@@ -96,6 +93,8 @@ class ModelSpec:
     """The network's, in the model's folder."""
     file_sha256: str | None
     """None for models saved before it was kept."""
+    renditions: str = ""
+    """The rules by which smaller pictures are fetched, which the model was not saved with: the service's own."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,7 +106,7 @@ class ModelSpec:
             "precision": self.precision,
             # Quantising with other images gives another network of the same weights.
             "quantised": self.file_sha256 if self.precision == "int8" else None,
-            "renditions": _RENDITION_RULES,
+            "renditions": self.renditions,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -48,6 +48,10 @@ class Image(BaseModel):
     height: int = Field(description="In pixels, upright.", ge=1)
     bytes: int = Field(description="The size of its file.", ge=1)
     sha256: str = Field(description="Of its file, in hexadecimal.", min_length=64, max_length=64)
+    rendition: bool = Field(
+        default=False,
+        description="true where it was a smaller picture that its CDN made; otherwise left out.",
+    )
 
 
 class EmbedBatchResponse(BaseModel):
@@ -60,6 +64,10 @@ class EmbedBatchResponse(BaseModel):
     images: list[Image | None] | None = Field(
         default=None, description="As many as `urls`; null where there is no embedding. Only with `details`."
     )
+
+
+def _names(result: Result) -> Iterable[str]:
+    return (name for name in Image.model_fields if name != "rendition" or result.rendition)
 
 
 class EmbedBatch(Native):
@@ -99,7 +107,7 @@ class EmbedBatch(Native):
         }
         if options:
             content["images"] = [
-                None if result.error else {name: getattr(result, name) for name in Image.model_fields}
+                None if result.error else {name: getattr(result, name) for name in _names(result)}
                 for result in results
             ]
         return json_reply(content)

@@ -25,12 +25,14 @@ class Native:
 IMAGE_HEADERS = {
     "X-Image-Format": "What the image was: JPEG, PNG, WEBP, ...",
     "X-Image-Size": "Its width and height in pixels, upright: 4000x3000.",
+    "X-Image-Rendition": "true, where it was a smaller picture that its CDN made (EMBEDDER_RENDITIONS).",
 }
 
 
 def image_headers(result: Result) -> dict[str, str]:
     """`IMAGE_HEADERS`, of an image that has an embedding."""
-    return {"X-Image-Format": f"{result.format}", "X-Image-Size": f"{result.width}x{result.height}"}
+    headers = {"X-Image-Format": f"{result.format}", "X-Image-Size": f"{result.width}x{result.height}"}
+    return headers | ({"X-Image-Rendition": "true"} if result.rendition else {})
 
 
 def error_reply(error: EmbedderError) -> Response:
