@@ -69,6 +69,7 @@ def provenance(spec: ModelSpec) -> dict[str, str]:
         "embedder.dimension": str(spec.dimension),
         "embedder.normalized": "true",
         "embedder.trained": str(spec.trained).lower(),
+        "embedder.renditions": ",".join(spec.renditions),
         "embedder.version": __version__,
     }
 

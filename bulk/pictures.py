@@ -45,7 +45,7 @@ def engine_for(stored: Stored) -> Engine:
     The model is the one that the folder names, where this store has it, else the one of EMBEDDER_MODEL. Raises
     JobError where neither has the folder's fingerprint, and SettingError and BentoMLException in one line.
     """
-    engine = _engine_of_environment(stored.precision)
+    engine = _engine_of_environment(stored.precision, stored.renditions)
     try:
         named = Engine(replace(engine.settings, model=stored.model))
         if named.spec.fingerprint == stored.fingerprint:
@@ -66,12 +66,13 @@ def any_engine(stored: Stored) -> Engine:
     try:
         return engine_for(stored)
     except (BentoMLException, JobError):
-        return _engine_of_environment("fp32")
+        return _engine_of_environment("fp32", ())
 
 
-def _engine_of_environment(precision: str) -> Engine:
+def _engine_of_environment(precision: str, renditions: tuple[str, ...]) -> Engine:
+    settings = Settings.from_environ(os.environ)
     # Known embeddings come without pixels, and one process works here, not a server's workers.
-    return Engine(replace(Settings.from_environ(os.environ), precision=precision, cache_entries=0))
+    return Engine(replace(settings, precision=precision, renditions=renditions, cache_entries=0))
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class ServerEmbedder:
                 "embedder.dimension": str(info["dimension"]),
                 "embedder.normalized": "true",
                 "embedder.trained": str(info["model"].get("trained", False)).lower(),
+                "embedder.renditions": ",".join(info.get("renditions", ())),
                 "embedder.version": info["version"],
             }
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:

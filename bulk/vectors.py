@@ -42,6 +42,8 @@ class Stored:
     model: str
     """Its tag in the store of whoever made the vectors."""
     precision: str
+    renditions: tuple[str, ...]
+    """The setting that its pictures were fetched with."""
     fingerprint: str
     dimension: int
     rows: int
@@ -67,8 +69,15 @@ class Stored:
         rows = sum(pc.sum(_embedded(batch)).as_py() or 0 for batch in _batches(folder, ["status"]))
         if not rows:
             raise JobError(f"{path} has no row with a vector: all failed, errors.csv says why")
-        model, precision, dimension = first["model"], first["precision"], int(first["dimension"])
-        return cls(folder, model, precision, first["fingerprint"], dimension, rows)
+        return cls(
+            folder=folder,
+            model=first["model"],
+            precision=first["precision"],
+            renditions=tuple(filter(None, first["renditions"].split(","))),
+            fingerprint=first["fingerprint"],
+            dimension=int(first["dimension"]),
+            rows=rows,
+        )
 
     def blocks(self) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
         """COLUMNS and the vectors of all rows that have one, in order, at most ROW_GROUP at once."""
@@ -160,9 +169,9 @@ def _said(file: Path) -> dict[str, str]:
         raise JobError(f"{file} can't be read: {error}") from error
     metadata = schema.metadata or {}
     said = {}
-    for name in ("model", "precision", "fingerprint", "dimension"):
+    for name in ("model", "precision", "renditions", "fingerprint", "dimension"):
         said[name] = metadata.get(f"embedder.{name}".encode(), b"").decode("utf-8", "replace")
-        if not said[name]:
+        if not said[name] and name != "renditions":
             raise JobError(f"{file} does not say the {name} of its vectors: it is no catalogue's output")
     missing = [field.name for field in RESULTS if field.name not in schema.names]
     if missing or not said["dimension"].isdecimal() or not int(said["dimension"]):

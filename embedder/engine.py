@@ -30,7 +30,7 @@ from embedder.fetch.addresses import AddressPolicy
 from embedder.fetch.data_url import Base64
 from embedder.fetch.dialling import check_own_addresses_are_known
 from embedder.fetch.fetcher import Fetcher
-from embedder.fetch.renditions import Renditions, rules
+from embedder.fetch.renditions import Renditions
 from embedder.fetch.urls import URLPolicy
 from embedder.images.decoders import Decoders, Room
 from embedder.images.formats import FORMATS, ON, Format, named
@@ -110,7 +110,7 @@ class Engine:
     @cached_property
     def spec(self) -> ModelSpec:
         """The model's. Raises BentoMLException, in one sentence, where there is none that can be served."""
-        return replace(self.model.spec(self.settings.precision), renditions=rules(self.settings.renditions))
+        return replace(self.model.spec(self.settings.precision), renditions=self.settings.renditions)
 
     @cached_property
     def encoder(self) -> Encoder:

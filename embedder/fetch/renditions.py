@@ -10,7 +10,8 @@ table: how a URL of each is recognised, how it is rewritten, and when it is left
   `Rendition.is_enough` finds: its original is to be fetched.
 - It has the same scheme, host and port.
 
-Vectors of renditions differ from those of originals, so `rules` is part of a model's fingerprint.
+Vectors of renditions differ from those of originals: a change of what is asked for raises RENDITIONS_VERSION of
+`model/spec.py`, and with it the fingerprint.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from urllib.parse import unquote
 
-VERSION = 1
-"""Of `CDNS`. It goes up when another picture is asked for: vectors of two versions must not be compared."""
 SHORT_SIDE = 512
 """What the shorter side keeps for a network that sees 224 pixels: 0.1 % of the cosine is lost (docs/renditions.md)."""
 QUALITY = 90
@@ -147,11 +146,6 @@ class Renditions:
         self._refused.move_to_end(rendition.refuser)
         if len(self._refused) > MAX_REFUSERS:
             self._refused.popitem(last=False)
-
-
-def rules(wanted: Sequence[str]) -> str:
-    """What vectors depend on: empty where nothing is switched on."""
-    return f"{VERSION} {','.join(sorted(wanted))}" if wanted else ""
 
 
 def original_bytes(headers: Mapping[str, str]) -> int | None:

@@ -110,6 +110,7 @@ def describe(engine: Engine) -> Mapping[str, object]:
         "batching": settings.batching,
         "decoders": settings.decoders,
         "formats": [format.name for format in engine.formats],
+        "renditions": list(settings.renditions),
         "limits": {
             **{name: getattr(settings, name) for name in _LIMITS},
             "allowed_hosts": list(settings.allowed_hosts),

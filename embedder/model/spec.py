@@ -12,6 +12,9 @@ from typing import Any
 PREPROCESSING_VERSION = 1
 """How this code makes pixels. It goes up when they change: vectors of two versions must not be compared."""
 
+RENDITIONS_VERSION = 1
+"""Which smaller pictures are asked for, where some are (`fetch/renditions.py`). It goes up as PREPROCESSING_VERSION."""
+
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 MODES = ("shorter_side",)
 
@@ -93,12 +96,13 @@ class ModelSpec:
     """The network's, in the model's folder."""
     file_sha256: str | None
     """None for models saved before it was kept."""
-    renditions: str = ""
-    """The rules by which smaller pictures are fetched, which the model was not saved with: the service's own."""
+    renditions: tuple[str, ...] = ()
+    """The CDNs that are asked for smaller pictures: a setting of who serves the model, not saved with it."""
 
     @cached_property
     def fingerprint(self) -> str:
         """12 hex digits, equal exactly when embeddings may be compared."""
+        renditions = f"{RENDITIONS_VERSION} {','.join(sorted(self.renditions))}" if self.renditions else ""
         parts = {
             "architecture": self.architecture,
             "weights": self.weights_sha256,
@@ -106,7 +110,7 @@ class ModelSpec:
             "precision": self.precision,
             # Quantising with other images gives another network of the same weights.
             "quantised": self.file_sha256 if self.precision == "int8" else None,
-            "renditions": self.renditions,
+            "renditions": renditions,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

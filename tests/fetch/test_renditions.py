@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from embedder.fetch.renditions import CDNS, REFUSED_S, Rendition, Renditions, original_bytes, rules
+from embedder.fetch.renditions import CDNS, REFUSED_S, Rendition, Renditions, original_bytes
 
 ALL = [cdn.name for cdn in CDNS]
 C = "c_limit,w_1024,h_1024,f_jpg,q_90"
@@ -281,12 +281,6 @@ def test_nothing_is_switched_on_unless_it_is_named() -> None:
     assert Renditions(["imgix"], crop=224).of(f"{CLOUDINARY}/upload/x.jpg") is None
     with pytest.raises(ValueError, match="names 'imgux'; known are cloudflare, cloudinary, contentful"):
         Renditions(["imgux"], crop=224)
-
-
-def test_the_rules_name_what_vectors_depend_on() -> None:
-    assert rules(()) == ""
-    assert rules(("shopify", "cloudinary")) == rules(("cloudinary", "shopify"))
-    assert len({rules(()), rules(("shopify",)), rules(("shopify@a.example",)), rules(("imgix",))}) == 4
 
 
 def test_the_size_of_the_original_is_read_where_it_is_said() -> None:

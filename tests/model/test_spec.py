@@ -96,7 +96,13 @@ def test_vectors_of_the_same_network_may_be_compared_wherever_it_is_stored(other
 
 
 @pytest.mark.parametrize(
-    "other", [{"architecture": "small"}, {"weights_sha256": "6" * 64}, {"precision": "int8"}]
+    "other",
+    [
+        {"architecture": "small"},
+        {"weights_sha256": "6" * 64},
+        {"precision": "int8"},
+        {"renditions": ("cloudinary",)},
+    ],
 )
 def test_vectors_of_another_network_may_not_be_compared(other: dict[str, Any]) -> None:
     assert replace(SPEC, **other).fingerprint != SPEC.fingerprint
@@ -117,6 +123,13 @@ def test_vectors_of_another_network_may_not_be_compared(other: dict[str, Any]) -
 def test_vectors_of_other_pixels_may_not_be_compared(other: dict[str, Any]) -> None:
     changed = replace(SPEC, preprocessing=replace(SPEC.preprocessing, **other))
     assert changed.fingerprint != SPEC.fingerprint
+
+
+def test_the_cdns_that_are_asked_for_smaller_pictures_tell_vectors_apart() -> None:
+    each = [(), ("cloudinary",), ("cloudinary@img.example",), ("shopify",), ("cloudinary", "shopify")]
+    assert len({replace(SPEC, renditions=names).fingerprint for names in each}) == len(each)
+    backwards = replace(SPEC, renditions=("shopify", "cloudinary"))
+    assert backwards.fingerprint == replace(SPEC, renditions=("cloudinary", "shopify")).fingerprint
 
 
 def test_int8_networks_that_were_quantised_differently_may_not_be_compared() -> None:
