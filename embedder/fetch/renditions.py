@@ -27,7 +27,7 @@ from functools import cached_property
 from urllib.parse import unquote
 
 SHORT_SIDE = 512
-"""What the shorter side keeps for a network that sees 224 pixels: 0.1 % of the cosine is lost (docs/renditions.md)."""
+"""What the shorter side keeps for a network that sees 224 pixels: vectors move by 0.001 (docs/renditions.md)."""
 QUALITY = 90
 REFUSED_S = 600.0
 """A host that refused a rendition is asked for none for so long: each refusal costs a request."""
