@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 PORT ?= $(or $(EMBEDDER_PORT),8000)
-WEIGHTS ?= imagenet
+ARCHITECTURE ?= resnet18
+WEIGHTS ?= pretrained
 PRECISION ?= $(or $(EMBEDDER_PRECISION),fp32)
 IMAGE ?= image-embedder:latest
 CERTIFICATES ?= $(SSL_CERT_FILE)
-MODEL = --weights '$(WEIGHTS)' --precision '$(PRECISION)'
+MODEL = --architecture '$(ARCHITECTURE)' --weights '$(WEIGHTS)' --precision '$(PRECISION)'
 BUILDING = --engine '$(ENGINE)' --base-image '$(BASE_IMAGE)' --certificates '$(CERTIFICATES)' --options '$(BUILD_OPTIONS)'
 
 BIN := .venv/bin
@@ -16,16 +17,17 @@ INSTALL = @$(PYTHON) scripts/setup.py
 export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve bulk bento container test lint format test-container soak fuzz overload bench lock audit \
-	release-check
+.PHONY: help setup serve bulk bento container test test-models lint format test-container soak fuzz overload bench \
+	lock audit release-check
 
 define HELP
 Use
   make serve           install, save the model if there is none, serve on port $(PORT)
-                       PORT=8000  WEIGHTS=imagenet|untrained|path.pth  PRECISION=fp32|int8
-  make bulk            install what embeds catalogues (docs/catalogues.md), save the model: WEIGHTS  PRECISION
-  make bento           build the Bento and print its tag: WEIGHTS  PRECISION
-  make container       build the Bento and its image: WEIGHTS  PRECISION  IMAGE=image-embedder:latest
+                       PORT=8000  WEIGHTS=pretrained|untrained|path.pth  PRECISION=fp32|int8
+                       ARCHITECTURE=resnet18|efficientnet_lite0|resnet50|timm/... (models/README.md)
+  make bulk            install what embeds catalogues (docs/catalogues.md), save the model: as for serve
+  make bento           build the Bento and print its tag: ARCHITECTURE  WEIGHTS  PRECISION
+  make container       build the Bento and its image: as for bento, and IMAGE=image-embedder:latest
                        BASE_IMAGE=python:3.11-slim  ENGINE=docker|podman|buildah  BUILD_OPTIONS='no-cache ...'
                        CERTIFICATES=/path/to/bundle.pem, for a package index behind a proxy with its own
 
@@ -36,6 +38,7 @@ Develop
   make format          ruff format, and the fixes that ruff knows
 
 Prove (minutes)
+  make test-models     large networks of torchvision and timm beside their libraries
   make test-container  build an image; measure its size, times, memory and rights: as container
   make overload        load, faults and hostile clients, each with its limit: ONLY=killed,gone; takes nginx
   make soak            good and hostile traffic, and what the service keeps of it: MINUTES=30
@@ -66,13 +69,16 @@ bulk:
 bento:
 	$(INSTALL) serve
 	@$(BIN)/python scripts/ensure_model.py $(MODEL)
-	@$(BIN)/bentoml build
+	@EMBEDDER_MODEL='$(or $(EMBEDDER_MODEL),$(subst /,-,$(ARCHITECTURE)):latest)' $(BIN)/bentoml build
 
 container: bento
 	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' $(BUILDING)
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	@$(BIN)/python -m pytest -m 'not models' --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test-models: setup
+	@$(BIN)/python -m pytest -m models tests/models
 
 lint: setup
 	@$(BIN)/ruff check .

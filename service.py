@@ -42,6 +42,9 @@ from embedder.settings import SettingError, Settings
 HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__qualname__}"  # BentoML lets uvicorn choose
 spare_memory()
 
+if (packed := bentoml_private.packed_model()) and not os.environ.get("EMBEDDER_MODEL"):
+    os.environ["EMBEDDER_MODEL"] = packed  # in a Bento, whichever model it was built with
+
 try:
     settings = Settings.from_environ(os.environ)
 except SettingError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from models.resnet18 import sample_photos
+from models.photos import sample_photos
 
 SIZES = {"640": (640, 480), "1600": (1600, 1200), "12MP": (4000, 3000)}
 """Width and height, by the name that the tables give it."""

@@ -1,30 +1,43 @@
-"""The network behind the service, and where its weights come from.
+"""The networks behind the service, and where their weights come from.
 
-`resnet18.py` makes the model file and is the only code that imports torch; `quantize.py` makes an
-int8 file of it, with the images of `calibration.py`. What can be said about weights without torch is
-here, so that a command with nothing to do answers in a second.
+`architectures.py` says which file makes a network: `resnet18.py`, `efficientnet_lite0.py`,
+`torchvision_networks.py` or `timm_networks.py`. Each gives a `backbone.py`; `export.py` makes a file of it,
+`quantize.py` an int8 file of that, with the images of `calibration.py`; `making.py` does it all, and
+`store.py` keeps what came out. What can be said without torch is said without it, so that a command with
+nothing to do answers in a second.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.model.spec import Preprocessing
-
-# From 1.29, ONNX Runtime reports its use to Microsoft unless this is set before it is imported.
+# From 1.29, ONNX Runtime reports its use to Microsoft unless this is set before it is imported; the Hub's
+# library tells the Hub.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-PREPROCESSING = Preprocessing(
-    resize=256,
-    crop=224,
-    interpolation="bilinear",
-    mode="shorter_side",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
-"""ResNet18's, as torchvision's `ResNet18_Weights.IMAGENET1K_V1.transforms()` has it: a test compares them."""
+MIN_INT8_COSINE = 0.99
+"""Below this, between int8 and fp32, on any held-out image, int8 is refused."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's parameters come from."""
+
+    name: str
+    """`imagenet`, `pretrained`, `untrained`, or the file's base name."""
+    source: str
+    """The URL, the file's base name, or a sentence on how they were made."""
+    sha256: str
+    """Of the file; of the names and bytes of all tensors where there is no file."""
+    trained: bool
+
+
+class ArchitectureError(Exception):
+    """There is no such network, or none that can be exported and served; one line that says why."""
 
 
 class WeightsError(Exception):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from skimage import data_dir  # type: ignore[attr-defined]  # exported lazily, which mypy can't see
 
 from embedder.errors import EmbedderError
 from embedder.images.decode import decode
 from embedder.images.formats import ON
 from embedder.model.encoder import Pixels
-from models import PREPROCESSING, QuantizationError
+from embedder.model.spec import Preprocessing
+from models import QuantizationError
+from models.photos import photo
 
 CALIBRATION_PHOTOS = (
     "astronaut.png",
@@ -45,19 +45,22 @@ HELD_OUT_PHOTOS = (
 
 MIN_IMAGES = 150
 """100 to calibrate on, and 50 to measure on: fewer have hardly more than 10 neighbours to mix up."""
-MAX_IMAGES = 1500  # 226 MB once decoded; int8 then takes about 2 minutes more
+MAX_BYTES = 1500 * 3 * 224**2
+"""Once decoded, 226 MB. For ResNet18 int8 then takes about 2 minutes more."""
 MAX_PIXELS = 50_000_000
 """Larger images are skipped; the service's default."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 (n, 224, 224, 3) each, with no image in both."""
+    """uint8 (n, crop, crop, 3) each, with no image in both."""
 
     calibration: Pixels
     held_out: Pixels
     skipped: int = 0
     """Files that can't be read, or are no image that the service can embed."""
+    description: str = "sample photos"
+    """Of where they are from, without any path."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class Collection:
     """Names the collection without any path, and is another for other files."""
 
 
-def sample_images() -> Images:
+def sample_images(preprocessing: Preprocessing) -> Images:
     """112 pieces of `CALIBRATION_PHOTOS` and 112 of `HELD_OUT_PHOTOS`."""
-    return Images(_pieces(CALIBRATION_PHOTOS), _pieces(HELD_OUT_PHOTOS))
+    return Images(_pieces(CALIBRATION_PHOTOS, preprocessing), _pieces(HELD_OUT_PHOTOS, preprocessing))
 
 
 def find(source: Path) -> Collection:
@@ -102,19 +105,20 @@ def find(source: Path) -> Collection:
     )
 
 
-def own_images(collection: Collection) -> Images:
-    """The first third held out, the rest to calibrate on; at most `MAX_IMAGES` in all.
+def own_images(collection: Collection, preprocessing: Preprocessing) -> Images:
+    """The first third held out, the rest to calibrate on; at most as many in all as `MAX_BYTES` hold.
 
     Files that can't be decoded are skipped. Raises `QuantizationError` if that leaves fewer than
     `MIN_IMAGES`.
     """
     decoded: list[Pixels] = []
+    most = max(MIN_IMAGES, MAX_BYTES // (3 * preprocessing.crop**2))
     skipped = collection.unreadable
     for path in collection.files:
-        if len(decoded) == MAX_IMAGES:
+        if len(decoded) == most:
             break
         try:
-            decoded.append(_decoded(path.read_bytes()))
+            decoded.append(_decoded(path.read_bytes(), preprocessing))
         except (EmbedderError, OSError):
             skipped += 1
     if len(decoded) < MIN_IMAGES:
@@ -124,7 +128,7 @@ def own_images(collection: Collection) -> Images:
         )
     pixels = np.stack(decoded)
     held_out = len(pixels) // 3
-    return Images(pixels[held_out:], pixels[:held_out], skipped)
+    return Images(pixels[held_out:], pixels[:held_out], skipped, collection.description)
 
 
 def _listed(source: Path) -> list[Path]:
@@ -138,24 +142,23 @@ def _listed(source: Path) -> list[Path]:
         raise QuantizationError(f"{source} can't be read: {exc.strerror}") from exc
 
 
-def _pieces(names: tuple[str, ...]) -> Pixels:
+def _pieces(names: tuple[str, ...], preprocessing: Preprocessing) -> Pixels:
     """Each photo whole, in quarters and in ninths: 14 images."""
     pieces = []
     for name in names:
-        with Image.open(Path(data_dir, name)) as file:
-            photo = file.convert("RGB")
+        whole = photo(name)
         for parts in (1, 2, 3):
-            columns = [photo.width * index // parts for index in range(parts + 1)]
-            rows = [photo.height * index // parts for index in range(parts + 1)]
+            columns = [whole.width * index // parts for index in range(parts + 1)]
+            rows = [whole.height * index // parts for index in range(parts + 1)]
             for row in range(parts):
                 for column in range(parts):
                     box = (columns[column], rows[row], columns[column + 1], rows[row + 1])
                     png = io.BytesIO()
-                    photo.crop(box).save(png, "PNG", compress_level=1)
-                    pieces.append(_decoded(png.getvalue()))
+                    whole.crop(box).save(png, "PNG", compress_level=1)
+                    pieces.append(_decoded(png.getvalue(), preprocessing))
     return np.stack(pieces)
 
 
-def _decoded(file: bytes) -> Pixels:
-    picture = decode(file, PREPROCESSING, formats=ON, max_pixels=MAX_PIXELS)
-    return np.frombuffer(picture.pixels, np.uint8).reshape(PREPROCESSING.crop, PREPROCESSING.crop, 3)
+def _decoded(file: bytes, preprocessing: Preprocessing) -> Pixels:
+    picture = decode(file, preprocessing, formats=ON, max_pixels=MAX_PIXELS)
+    return np.frombuffer(picture.pixels, np.uint8).reshape(preprocessing.crop, preprocessing.crop, 3)

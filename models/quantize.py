@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from embedder.model.encoder import Pixels
+from models import QuantizationError
 
 NEIGHBOURS = 10
 """How many nearest neighbours `fidelity` looks at."""
@@ -63,7 +64,7 @@ def quantize(fp32: bytes, pixels: Pixels) -> bytes:
     (n, 224, 224, 3): they set the ranges, so they should look like those that will be embedded.
     Takes 5 to 10 s for 100 of them.
 
-    Raises ValueError for any other file.
+    Raises `QuantizationError` for any other file.
     """
     model = onnx.load_from_string(fp32)
     _take_pixels_in_blocks(model)
@@ -162,7 +163,7 @@ def _take_pixels_in_blocks(model: onnx.ModelProto) -> None:
         *("Transpose", "Cast", "Mul", "Add"),
         *("Conv", "Relu", "MaxPool"),
     ]:
-        raise ValueError("this is not a file of models/resnet18.py")
+        raise QuantizationError("int8 is made of ResNet18 alone: serve this network in fp32")
     _, _, multiply, add, first, relu, pool = nodes[:7]
     scale = constants[multiply.input[1]].astype(np.float64)  # (3, 1, 1)
     shift = constants[add.input[1]].astype(np.float64)

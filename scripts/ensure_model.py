@@ -13,11 +13,11 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 
 
-def ensure_model(weights: str, precision: str, *, fallback_untrained: bool) -> int:
+def ensure_model(architecture: str, weights: str, precision: str, *, fallback_untrained: bool) -> int:
     """The exit status of `save_model.py --if-missing`, which takes no torch if there is nothing to save."""
     command = [
         *(sys.executable, str(SCRIPTS / "save_model.py"), "--if-missing"),
-        *("--weights", weights, "--precision", precision),
+        *("--architecture", architecture, "--weights", weights, "--precision", precision),
         *(["--fallback-untrained"] if fallback_untrained else []),
     ]
     # Where torch is not installed, save_model.py says so and ends with 1, having changed nothing.
@@ -39,16 +39,24 @@ def _status(command: list[str], *, but: str) -> int | None:
     return None if said and process.returncode else process.returncode
 
 
+def add_model_options(parser: argparse.ArgumentParser, *, precision: str = "fp32") -> None:
+    parser.add_argument("--architecture", default="resnet18", help="the network (%(default)s)")
+    parser.add_argument(
+        "--weights", default="pretrained", help="pretrained, untrained, or a .pth or .safetensors file"
+    )
+    parser.add_argument("--precision", default=precision, help="fp32, or int8, which is faster")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
-    parser.add_argument("--precision", default="fp32", help="fp32, or int8, which is faster")
+    add_model_options(parser)
     parser.add_argument(
-        "--fallback-untrained", action="store_true", help="where imagenet can't be downloaded"
+        "--fallback-untrained", action="store_true", help="where pretrained weights can't be downloaded"
     )
     arguments = parser.parse_args()
     return ensure_model(
-        arguments.weights, arguments.precision, fallback_untrained=arguments.fallback_untrained
+        *(arguments.architecture, arguments.weights, arguments.precision),
+        fallback_untrained=arguments.fallback_untrained,
     )
 
 

@@ -14,27 +14,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.ensure_model import ensure_model  # noqa: E402 - found through the line above
+from models.architectures import store_name  # noqa: E402 - found through the line above
+from scripts.ensure_model import add_model_options, ensure_model  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--weights", default="imagenet", help="imagenet, untrained, or a .pth file")
-    precision = os.environ.get("EMBEDDER_PRECISION") or "fp32"
-    parser.add_argument("--precision", default=precision, help="fp32, or int8, which is faster")
+    add_model_options(parser, precision=os.environ.get("EMBEDDER_PRECISION") or "fp32")
     arguments = parser.parse_args()
     _check_port(arguments.port)
     model = os.environ.get("EMBEDDER_MODEL")
     if not model:
-        status = ensure_model(arguments.weights, arguments.precision, fallback_untrained=True)
+        wanted = (arguments.architecture, arguments.weights, arguments.precision)
+        status = ensure_model(*wanted, fallback_untrained=True)
         if status != 0:
             sys.exit(status)
-    which = f"{model}, as EMBEDDER_MODEL says" if model else "the latest resnet18"
+    name = store_name(arguments.architecture)
+    which = f"{model}, as EMBEDDER_MODEL says" if model else f"the latest {name}"
     print(f"serve: serving {which}, in {arguments.precision}, on port {arguments.port}", flush=True)
     os.chdir(ROOT)
     environ = {
         **os.environ,
+        "EMBEDDER_MODEL": model or f"{name}:latest",
         "EMBEDDER_PORT": str(arguments.port),
         "EMBEDDER_PRECISION": arguments.precision,
     }

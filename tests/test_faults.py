@@ -421,7 +421,7 @@ def test_a_model_of_another_preprocessing_version_ends_the_command_and_nothing_i
     assert said[-1].startswith("Error: ")
     assert said[-1].endswith(
         "tiny:1 can't be served: its preprocessing has version 2, this code knows version 1; "
-        "save it again: python scripts/save_model.py"
+        "save it again: python scripts/save_model.py --architecture tiny"
     )
     assert not [line for line in said if "Traceback" in line]
 

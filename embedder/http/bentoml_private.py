@@ -6,7 +6,7 @@ Service.to_asgi, .apis,     the gate around the application; the whole OpenAPI d
 user_middleware,            BentoML's deadline runs the request in another task: the gate has one that reaches it
   TimeoutMiddleware
 OpenTelemetryMiddleware     dropped where no exporter is set: its spans would go nowhere
-BentoMLContainer            whether tracing is on; who reads the metrics of all workers
+BentoMLContainer            whether tracing is on; who reads the metrics of all workers; a Bento's own model
 main-openapi.html,          the OpenAPI page
   static_content
 PROMETHEUS_MULTIPROC_DIR    the folder that BentoML's workers have for their metrics, empty when they start
@@ -49,7 +49,7 @@ def _check() -> None:
         dispatcher is not None
         and set(inspect.signature(dispatcher.__init__).parameters) >= made_with
         and all(hasattr(Service, name) for name in ("to_asgi", "openapi_spec", "apis"))
-        and all(hasattr(BentoMLContainer, name) for name in ("config", "metrics_client"))
+        and all(hasattr(BentoMLContainer, name) for name in ("config", "metrics_client", "model_aliases"))
         and hasattr(Starlette(), "user_middleware")
         and _PAGE.is_file()
         and _ASSETS.is_dir()
@@ -61,6 +61,12 @@ def _check() -> None:
 
 
 _check()
+
+
+def packed_model() -> str | None:
+    """The tag of the model that a Bento was built with, while it is loaded; None outside of Bentos."""
+    tags: list[str] = [*BentoMLContainer.model_aliases.get().values()]
+    return tags[0] if len(tags) == 1 else None
 
 
 class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no types

@@ -2,7 +2,8 @@
 
     bytes ─► size, by the header ─► Pillow: decode ─► crop, composite on white, resize, turn ─► RGB
 
-The geometry is torchvision's `Resize(resize, interpolation)` and `CenterCrop(crop)` on the upright picture.
+The geometry is torchvision's `Resize(resize, interpolation)` and `CenterCrop(crop)` on the upright picture; with
+mode squash `Resize((resize, resize), interpolation)`.
 Only the source pixels of the crop are converted and resampled. They are turned upright last, when they are
 few.
 
@@ -454,7 +455,8 @@ class _Axis(NamedTuple):
         `center_crop`, which rounds the offset, ties to even.
         """
         resize = preprocessing.resize
-        resized = resize if self.size == self.short else int(resize * self.size / self.short)
+        alike = self.size == self.short or preprocessing.mode == "squash"
+        resized = resize if alike else int(resize * self.size / self.short)
         return resized, round((resized - preprocessing.crop) / 2)
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from embedder.settings import ROWS
+
 PREPROCESSING_VERSION = 1
 """How this code makes pixels. It goes up when they change: vectors of two versions must not be compared."""
 
@@ -16,7 +18,14 @@ RENDITIONS_VERSION = 1
 """Which smaller pictures are asked for, where some are (`fetch/renditions.py`). It goes up as PREPROCESSING_VERSION."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
-MODES = ("shorter_side",)
+MODES = ("shorter_side", "squash")
+
+
+def save_command(architecture: object) -> str:
+    """What a person types to save a model of that architecture."""
+    default = ROWS["EMBEDDER_MODEL"].default.partition(":")[0]
+    named = "" if architecture == default else f" --architecture {architecture}"
+    return f"python scripts/save_model.py{named}"
 
 
 class SpecError(ValueError):
@@ -34,7 +43,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
     """One of INTERPOLATIONS, as Pillow's, which antialiases when it shrinks."""
     mode: str = "shorter_side"
-    """One of MODES. shorter_side: the shorter side becomes `resize`, the other one keeps the proportions."""
+    """One of MODES. shorter_side: the shorter side becomes `resize`, the other one keeps the proportions.
+    squash: both sides become `resize`."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """`mean` and `std` are inside the network's file; they are here because vectors depend on them."""
@@ -123,10 +133,11 @@ class ModelSpec:
         precisions = metadata.get("precisions")
         if not (isinstance(precisions, Mapping) and isinstance(metadata.get("preprocessing"), Mapping)):
             raise SpecError("it was not saved by scripts/save_model.py")
+        architecture, weights_sha256 = metadata.get("architecture"), metadata.get("weights_sha256")
         if precision not in precisions:
             raise SpecError(
                 f"it was saved in {', '.join(precisions)}, not in {precision}; "
-                f"save it again: python scripts/save_model.py --precision {precision}"
+                f"save it again: {save_command(architecture)} --precision {precision}"
             )
         dimension = metadata.get("dimension")
         if not (isinstance(dimension, int) and dimension >= 1):
@@ -134,7 +145,6 @@ class ModelSpec:
         network = precisions[precision]
         if not (isinstance(network, Mapping) and isinstance(network.get("file"), str)):
             raise SpecError("it was not saved by scripts/save_model.py")
-        architecture, weights_sha256 = metadata.get("architecture"), metadata.get("weights_sha256")
         if not (isinstance(architecture, str) and isinstance(weights_sha256, str)):
             # Without them two networks would have one fingerprint.
             raise SpecError(

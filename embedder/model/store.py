@@ -12,7 +12,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound
 from bentoml.models import BentoModel
 
-from embedder.model.spec import ModelSpec, SpecError
+from embedder.model.spec import ModelSpec, SpecError, save_command
 
 ALLOW_UNTRAINED = "ALLOW_UNTRAINED"
 """Environment variable: 1 lets `bentoml build` pack a model that has learnt nothing."""
@@ -37,7 +37,7 @@ class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships n
         if not model.info.metadata.get("trained") and os.environ.get(ALLOW_UNTRAINED) != "1":
             raise InvalidArgument(
                 f"{model.tag} holds untrained weights, whose embeddings mean little; save trained ones "
-                "(python scripts/save_model.py --weights imagenet) "
+                f"({save_command(model.info.metadata.get('architecture'))} --weights pretrained) "
                 f"or build it all the same: {ALLOW_UNTRAINED}=1 bentoml build"
             )
         return super().to_info(alias or str(self.tag))
@@ -69,8 +69,10 @@ class EmbeddingModel(BentoModel):  # type: ignore[misc]  # BentoML's SDK ships n
 
     def unusable(self, reason: str) -> BentoMLException:
         """What to raise when it can't be served for a `reason`."""
-        hint = "" if "save it again" in reason else "; save it again: python scripts/save_model.py"
-        return BentoMLException(f"{self.resolve().tag} can't be served: {reason}{hint}")
+        model = self.resolve()
+        command = save_command(model.info.metadata.get("architecture"))
+        hint = "" if "save it again" in reason else f"; save it again: {command}"
+        return BentoMLException(f"{model.tag} can't be served: {reason}{hint}")
 
 
 @cache
@@ -80,5 +82,5 @@ def _stored(tag: str) -> bentoml.Model:
         return bentoml.models.get(tag)
     except NotFound:
         raise BentoMLException(
-            f"there is no model {tag} in BentoML's model store; make it: python scripts/save_model.py"
+            f"there is no model {tag} in BentoML's model store; make it: {save_command(tag.partition(':')[0])}"
         ) from None

@@ -41,7 +41,9 @@ def pixels_of(data: bytes, preprocessing: Preprocessing = RESNET, *, max_pixels:
 def recipe(image: Image.Image, preprocessing: Preprocessing = RESNET) -> Pixels:
     """What torchvision makes of an upright RGB image."""
     interpolation = InterpolationMode(preprocessing.interpolation)
-    resize = transforms.Resize(preprocessing.resize, interpolation)
+    squash = preprocessing.mode == "squash"
+    size = (preprocessing.resize, preprocessing.resize) if squash else preprocessing.resize
+    resize = transforms.Resize(size, interpolation)
     return np.asarray(transforms.CenterCrop(preprocessing.crop)(resize(image)))
 
 

@@ -30,12 +30,14 @@ GEOMETRIES = [
     Preprocessing(72, 64, "bicubic"),
     Preprocessing(518, 518, "bicubic"),
     Preprocessing(96, 64, "lanczos"),
+    Preprocessing(64, 64, "bicubic", "squash"),
+    Preprocessing(72, 64, "bicubic", "squash"),
 ]
 SIZES = [(256, 256), (255, 257), (427, 640), (999, 223), (33, 77), (80, 200), (1, 1), (3, 90)]
 
 
 def name(preprocessing: Preprocessing) -> str:
-    return f"{preprocessing.resize}-{preprocessing.crop}-{preprocessing.interpolation}"
+    return f"{preprocessing.resize}-{preprocessing.crop}-{preprocessing.interpolation}-{preprocessing.mode}"
 
 
 @pytest.mark.parametrize("size", SIZES)

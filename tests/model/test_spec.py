@@ -41,7 +41,7 @@ def test_models_saved_before_there_was_a_mode_keep_their_pixels() -> None:
         ({"version": None}, "its preprocessing has version None"),
         ({"interpolation": "area"}, "its interpolation is 'area'; known are bilinear, bicubic"),
         ({"interpolation": None}, "its interpolation is 'None'"),
-        ({"mode": "squash"}, "its resize mode is 'squash'; known are shorter_side"),
+        ({"mode": "border"}, "its resize mode is 'border'; known are shorter_side, squash"),
         ({"crop": 73}, "its resize is 72 and its crop 73"),
         ({"crop": 0}, "its resize is 72 and its crop 0"),
         ({"resize": 4097}, "its resize is 4097"),
@@ -74,7 +74,7 @@ def test_metadata_that_can_not_be_are_refused(metadata: dict[str, Any], said: st
 def test_a_precision_that_was_not_saved_is_refused_with_the_command_that_saves_it() -> None:
     said = refused(networks.metadata(), "int8")
     assert said.startswith("it was saved in fp32, not in int8; ")
-    assert said.endswith("python scripts/save_model.py --precision int8")
+    assert said.endswith("python scripts/save_model.py --architecture tiny --precision int8")
 
 
 # The fingerprint
@@ -86,6 +86,36 @@ def test_a_fingerprint_is_12_hexadecimal_digits_and_the_same_wherever_it_is_made
     assert SPEC.fingerprint == read(networks.metadata()).fingerprint
     assert len(SPEC.fingerprint) == 12
     assert int(SPEC.fingerprint, 16) >= 0
+
+
+# An index that somebody made before there was another network must not be told that its vectors are others.
+@pytest.mark.parametrize(("precision", "fingerprint"), [("fp32", "167be5139ee7"), ("int8", "1417f9bab51b")])
+def test_the_fingerprint_of_a_resnet18_is_what_it_was_when_there_was_no_other_network(
+    precision: str, fingerprint: str
+) -> None:
+    stored = {
+        "architecture": "resnet18",
+        "weights": "imagenet",
+        "weights_sha256": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        "trained": True,
+        "dimension": 512,
+        "preprocessing": {
+            "version": 1,
+            "resize": 256,
+            "crop": 224,
+            "interpolation": "bilinear",
+            "mode": "shorter_side",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "precisions": {
+            "fp32": {"file": "fp32.onnx"},
+            "int8": {"file": "int8.onnx", "sha256": "6" * 64},
+        },
+    }
+    assert ModelSpec.from_metadata("resnet18:1", stored, precision=precision).fingerprint == fingerprint
+    del stored["precisions"]["int8"]  # type: ignore[attr-defined]  # it is a dictionary
+    assert refused(stored, "int8").endswith("; save it again: python scripts/save_model.py --precision int8")
 
 
 @pytest.mark.parametrize(

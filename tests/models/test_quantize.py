@@ -26,6 +26,7 @@ from models.calibration import (
     sample_images,
 )
 from models.quantize import Fidelity, fidelity, quantize
+from models.resnet18 import PREPROCESSING
 from tests.weights import onnx_embeddings
 
 Pixels = npt.NDArray[np.uint8]
@@ -46,7 +47,7 @@ def fp32(made: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def images() -> Images:
-    return sample_images()
+    return sample_images(PREPROCESSING)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_input_and_output_are_those_of_fp32_and_the_file_is_a_quarter(
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
     assert len(int8) < 0.26 * len(fp32)
-    with pytest.raises(ValueError, match="not a file of"):  # it is one of int8
+    with pytest.raises(QuantizationError, match="int8 is made of ResNet18 alone"):  # it is int8 already
         quantize(int8, images.calibration[:1])
 
 
@@ -193,7 +194,7 @@ def colours(pixels: Pixels) -> list[int]:
 
 
 def test_a_directory_is_split_into_two_thirds_and_another_third(folder: Path) -> None:
-    images = own_images(find(folder))
+    images = own_images(find(folder), PREPROCESSING)
     assert (len(images.calibration), len(images.held_out), images.skipped) == (100, 50, 0)
     assert sorted(colours(images.calibration) + colours(images.held_out)) == list(range(MIN_IMAGES))
 
@@ -204,7 +205,9 @@ def test_the_split_depends_on_what_the_files_hold_not_on_their_names(folder: Pat
     here, there = find(folder), find(tmp_path)
     assert there.description == here.description
     assert str(folder) not in here.description
-    assert colours(own_images(there).held_out) == colours(own_images(here).held_out)
+    assert colours(own_images(there, PREPROCESSING).held_out) == colours(
+        own_images(here, PREPROCESSING).held_out
+    )
 
 
 def test_a_list_of_files_is_the_same_as_their_directory(
@@ -215,7 +218,7 @@ def test_a_list_of_files_is_the_same_as_their_directory(
     (tmp_path / "list.txt").write_text("\n".join([*names, "", "missing.png"]))
     listed = find(tmp_path / "list.txt")
     assert listed.description == find(folder).description
-    assert own_images(listed).skipped == 1
+    assert own_images(listed, PREPROCESSING).skipped == 1
 
 
 def test_too_few_different_images_are_refused_and_what_is_no_image_is_skipped(
@@ -224,10 +227,10 @@ def test_too_few_different_images_are_refused_and_what_is_no_image_is_skipped(
     images = tmp_path / "images"
     shutil.copytree(folder, images)
     (images / "notes.txt").write_text("no image")
-    assert own_images(find(images)).skipped == 1
+    assert own_images(find(images), PREPROCESSING).skipped == 1
     (images / "0.png").write_bytes(b"damaged")
     with pytest.raises(QuantizationError, match=r"^149 of 151 files are images .* 150 or more$"):
-        own_images(find(images))
+        own_images(find(images), PREPROCESSING)
     (images / "notes.txt").unlink()
     shutil.copy(images / "2.png", images / "0.png")  # the same file twice counts once
     with pytest.raises(QuantizationError, match=r"images has 149 different files .* 150 images or more$"):

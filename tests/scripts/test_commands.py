@@ -222,6 +222,9 @@ def fake_checkout(tmp_path: Path) -> Path:
     for name in ("serve.py", "ensure_model.py"):
         (tmp_path / "scripts").mkdir(exist_ok=True)
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    (tmp_path / "models").mkdir()
+    for name in ("__init__.py", "architectures.py", "download.py"):
+        shutil.copy(ROOT / "models" / name, tmp_path / "models")
     (tmp_path / "scripts" / "save_model.py").write_text(SAVE_MODEL.format(needs_torch=True))
     (tmp_path / "scripts" / "setup.py").write_text(SETUP)
     (tmp_path / "bin").mkdir()
@@ -231,28 +234,36 @@ def fake_checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def serve(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = [folder / "bin" / "python", "scripts/serve.py", "--port", str(free_port())]
+def serve(folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    python, port = folder / "bin" / "python", str(free_port())
+    command: list[str | Path] = [python, "scripts/serve.py", "--port", port, *options]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
 
 
-SAVING = "--if-missing --weights imagenet --precision fp32 --fallback-untrained\n"
+SAVING = "--if-missing --architecture {} --weights pretrained --precision fp32 --fallback-untrained\n"
 
 
 def test_what_makes_models_is_installed_when_a_model_must_be_made(fake_checkout: Path) -> None:
     done = serve(fake_checkout)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no error of the first try
-    assert (fake_checkout / "saved").read_text() == 2 * SAVING
+    assert (fake_checkout / "saved").read_text() == 2 * SAVING.format("resnet18")
     assert (fake_checkout / "torch").read_text() == "export"
-    assert "\nserves  in fp32 on " in done.stdout
+    assert "\nserves resnet18:latest in fp32 on " in done.stdout
 
 
 def test_nothing_is_installed_where_the_model_is_saved_already(fake_checkout: Path) -> None:
     (fake_checkout / "scripts" / "save_model.py").write_text(SAVE_MODEL.format(needs_torch=False))
     assert serve(fake_checkout).returncode == 0
-    assert (fake_checkout / "saved").read_text() == SAVING
+    assert (fake_checkout / "saved").read_text() == SAVING.format("resnet18")
     assert not (fake_checkout / "torch").exists()
+
+
+def test_another_architecture_is_saved_and_served_under_its_own_name(fake_checkout: Path) -> None:
+    done = serve(fake_checkout, "--architecture", "timm/test_vit.r160_in1k")
+    assert done.returncode == 0, done.stderr
+    assert (fake_checkout / "saved").read_text() == 2 * SAVING.format("timm/test_vit.r160_in1k")
+    assert "\nserves timm-test_vit.r160_in1k:latest in fp32 on " in done.stdout
 
 
 def test_the_model_that_the_environment_names_is_served_and_none_is_saved(fake_checkout: Path) -> None:

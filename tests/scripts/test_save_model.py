@@ -25,9 +25,9 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from embedder.model.spec import Preprocessing
-from models import PREPROCESSING
 from models.download import IMAGENET_URL
-from models.resnet18 import sample_photos
+from models.photos import sample_photos
+from models.resnet18 import PREPROCESSING
 from scripts.save_model import REQUIREMENTS, main
 from tests.weights import (
     discriminating_state_dict,
@@ -43,8 +43,8 @@ SCRIPT = ROOT / "scripts" / "save_model.py"
 
 # The calls are about the store: what they make of the same weights and images is made once.
 CALLS = """
-import contextlib, io, json, os
-from models import quantize, resnet18
+import contextlib, dataclasses, io, json, os
+from models import export, quantize
 
 def once(module, name, key, made):
     make = getattr(module, name)
@@ -53,14 +53,16 @@ def once(module, name, key, made):
 import bentoml
 stored = bentoml.models.get("resnet18:latest")
 exported = {stored.info.metadata["weights_sha256"]: Path(stored.path_of("fp32.onnx")).read_bytes()}
-once(resnet18, "export_onnx", lambda weights: weights.sha256, exported)
-once(resnet18, "check_export", lambda onnx, weights: onnx, {})
+once(export, "export_onnx", lambda backbone: backbone.weights.sha256, exported)
+once(export, "check_export", lambda onnx, backbone: onnx, {})
 once(quantize, "quantize", lambda fp32, pixels: (fp32, pixels.tobytes()), {})
 once(quantize, "fidelity", lambda fp32, int8, pixels: (int8, pixels.tobytes()), {})
 models = Path(os.environ["BENTOML_HOME"], "models", "resnet18")
 for arguments, url in json.loads(sys.argv[1]):
+    if url:
+        architectures.OWN["resnet18"] = dataclasses.replace(architectures.OWN["resnet18"], url=url)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = main(arguments, imagenet_url=url)
+        status = main(arguments)
     print(json.dumps({
         "status": status,
         "stdout": out.getvalue(),
@@ -116,9 +118,8 @@ class Store:
 
     def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `code` next to the script's functions: many calls for one import of torch."""
-        return self._run(
-            ["-c", f"from scripts.save_model import *\n{code}", *arguments], PYTHONPATH=str(ROOT)
-        )
+        imports = "from scripts.save_model import *\nfrom models.store import StoreError, save\n"
+        return self._run(["-c", imports + code, *arguments], PYTHONPATH=str(ROOT))
 
     def _run(self, command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -130,7 +131,7 @@ class Store:
         )
 
     def calls(self, *calls: tuple[list[str], str | None]) -> list[Call]:
-        """`main(arguments, imagenet_url=...)` for each, in one process: torch takes seconds to import."""
+        """`main(arguments)` for each, with weights from that URL, in one process: torch takes seconds to import."""
         run = self.python(CALLS, json.dumps(calls))
         assert run.returncode == 0, run.stderr
         return [Call(**json.loads(line)) for line in run.stdout.splitlines()]
@@ -333,6 +334,7 @@ def test_offline_the_quick_start_saves_untrained_weights_once_and_warns_each_tim
     for call in (first, again):
         assert call.status == 0
         assert "\nWARNING: the model has UNTRAINED weights." in call.stderr
+        assert "\n    make serve ARCHITECTURE=efficientnet_lite0\n" in call.stderr
     assert "can't be downloaded: [Errno 111] Connection refused\n" in first.stderr
     assert first.stdout.startswith(f"saved resnet18:{first.latest} (untrained, ")
     assert len(first.versions) == 2
@@ -499,7 +501,7 @@ def test_a_missing_package_is_named_with_a_command_that_installs_it(store: Store
 def test_the_command_names_all_packages_that_making_a_model_takes() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     extra = project.partition("export = [")[2].partition("]")[0]
-    packages = set(re.findall(r'^ *"([a-z-]+)', extra, flags=re.MULTILINE))
+    packages = set(re.findall(r'^ *"([a-z0-9-]+)', extra, flags=re.MULTILINE))
     assert {*REQUIREMENTS} == packages | {"bentoml", "onnxruntime"}
 
 
