@@ -21,8 +21,11 @@ runs 1.3 times as fast, with a fifth less error (the model card has the numbers)
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from embedder.model.encoder import Pixels
 from models import QuantizationError
@@ -42,8 +46,14 @@ NEIGHBOURS = 10
 _BLOCK = 4
 # uint8 times int8, and of those two, in 16 bits: what x86 CPUs without VNNI add up.
 _MOST_OF_A_PAIR = (2**15 - 1) / 255
+_MOST_OF_ANY_PAIR = 64  # 2 * 64 * 255 fits in 16 bits, whatever the pixels and the network
 
-_BATCH_SIZE = 8  # all activations of 8 images are 100 MB
+_BATCH_PIXELS = 8 * 224**2  # all activations of ResNet18 for 8 images are 100 MB
+
+Users = dict[str, list[onnx.NodeProto]]
+
+Constants = Mapping[str, NDArray[Any]]
+"""A graph's weights and tables by name. Any: of several dtypes."""
 
 
 @dataclass(frozen=True)
@@ -60,39 +70,48 @@ class Fidelity:
 def quantize(fp32: bytes, pixels: Pixels) -> bytes:
     """The int8 file for the ONNX file `fp32`, with the same input and output.
 
-    `fp32` is a file of `resnet18.export_onnx`. `pixels` are the calibration images, uint8
-    (n, 224, 224, 3): they set the ranges, so they should look like those that will be embedded.
-    Takes 5 to 10 s for 100 of them.
+    `fp32` is a file of `export.export_onnx` or `own_onnx.prepared`. `pixels` are the calibration images,
+    uint8 (n, crop, crop, 3): they set the ranges, so they should look like those that will be embedded.
+    For ResNet18 it takes 5 to 10 s for 100 of them.
 
-    Raises `QuantizationError` for any other file.
+    Raises `QuantizationError` for a network without convolutions and matrix products by weights.
     """
     model = onnx.load_from_string(fp32)
-    _take_pixels_in_blocks(model)
+    in_blocks = _is_resnet18(model)
+    if in_blocks:
+        _take_pixels_in_blocks(model)
     constants = _constants(model)
-    observed = _observe(model, _rounded_tensors(model, constants), pixels)
+    integer = _integer_nodes(model, constants, _MOVES if in_blocks else ("MaxPool",))
+    if not integer and not any(node.op_type in _PRODUCTS for node in model.graph.node):
+        raise QuantizationError("nothing in this network can be computed in integers: serve it in fp32")
+    given = set() if in_blocks else _given_rounded(model, integer)
+    rounded = dict.fromkeys((*_rounded_tensors(model, constants, integer), *sorted(given)))
+    observed = _observe(model, [*rounded], pixels) if rounded else {}
     scales = {name: _Scale.over(tensor.low, tensor.high) for name, tensor in observed.items()}
     scales[_BLOCKS] = _Scale(1.0, 0)  # whole numbers already: nothing to round
 
     writer = _Writer()
     for node in model.graph.node:
         inputs = list(node.input)
-        if node.op_type == "Conv":
-            source, weight, bias = inputs
+        if node.op_type == "Conv" and node.output[0] in integer:
+            source, weight, *bias = inputs
             if source != _BLOCKS:
                 inputs[0] = writer.rounded(source, scales[source])
             inputs[1:] = writer.weights(
                 weight,
                 constants[weight],
-                constants[bias],
+                constants[bias[0]] if bias else np.zeros(len(constants[weight]), np.float32),
                 input_scale=scales[source].step,
                 input_mean=observed[source].mean,
+                most=127 if in_blocks else _MOST_OF_ANY_PAIR,
                 any_pair_fits=source == _BLOCKS,
             )
-        elif node.op_type == "Add":
-            inputs = [writer.rounded(name, scales[name]) for name in inputs]
-        elif node.op_type in _MOVES and inputs[0] in scales:
+        elif node.op_type == "Add" and node.output[0] in integer:
+            inputs = [name if name in constants else writer.rounded(name, scales[name]) for name in inputs]
+        elif node.op_type in _MOVES and node.output[0] in integer:
             inputs[0] = writer.rounded(inputs[0], scales[inputs[0]])
             scales[node.output[0]] = scales[node.input[0]]  # so that it runs on uint8
+        inputs = [writer.rounded(name, scales[name]) if name in given else name for name in inputs]
         for name in inputs:
             if name in constants:
                 writer.constant(name, constants[name])
@@ -101,8 +120,25 @@ def quantize(fp32: bytes, pixels: Pixels) -> bytes:
         copied.input[:] = inputs
         writer.nodes.append(copied)
     _replace(model, writer.nodes, writer.constants)
-    int8: bytes = model.SerializeToString()
-    return int8
+    return _with_integer_products(model)
+
+
+def _with_integer_products(model: onnx.ModelProto) -> bytes:
+    """`model` with its products by weights in integers: what they take is rounded each time, by its own range."""
+    if not any(node.op_type in _PRODUCTS for node in model.graph.node):
+        int8: bytes = model.SerializeToString()
+        return int8
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "int8.onnx")
+        quantize_dynamic(
+            model,
+            file,
+            op_types_to_quantize=[*_PRODUCTS],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
+        return file.read_bytes()
 
 
 def fidelity(fp32: bytes, int8: bytes, pixels: Pixels) -> Fidelity:
@@ -136,15 +172,41 @@ def _embed(model: bytes, pixels: Pixels) -> NDArray[np.float64]:
 
 def _run(model: bytes, outputs: Sequence[str], pixels: Pixels) -> Iterable[list[NDArray[np.float32]]]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    for start in range(0, len(pixels), _BATCH_SIZE):
-        yield session.run(list(outputs), {"pixels": pixels[start : start + _BATCH_SIZE]})
+    size = max(1, _BATCH_PIXELS // pixels[0, :, :, 0].size)
+    for start in range(0, len(pixels), size):
+        yield session.run(list(outputs), {"pixels": pixels[start : start + size]})
 
 
 # The fp32 network, ready to be rounded
 
 _BLOCKS = "blocks"
+_PRODUCTS = ("MatMul", "Gemm")
 _MOVES = ("MaxPool", "Reshape", "Transpose")
 """Operators that give no value that they did not take."""
+
+
+def _is_resnet18(model: onnx.ModelProto) -> bool:
+    """Whether it begins as ResNet18 does, so that its first convolution can take blocks of pixels."""
+    nodes = list(model.graph.node[:7])
+    begins = ["Transpose", "Cast", "Mul", "Add", "Conv", "Relu", "MaxPool"]
+    if [node.op_type for node in nodes] != begins:
+        return False
+    weights = _constants(model).get(nodes[4].input[1])
+    return weights is not None and weights.shape == (64, 3, 7, 7) and _side(model) == 224
+
+
+def _side(model: onnx.ModelProto) -> int:
+    side: int = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    return side
+
+
+def _is_convolution(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Of two dimensions, and by weights."""
+    return (
+        node.op_type == "Conv"
+        and all(name in constants for name in node.input[1:])
+        and constants[node.input[1]].ndim == 4
+    )
 
 
 def _take_pixels_in_blocks(model: onnx.ModelProto) -> None:
@@ -159,11 +221,6 @@ def _take_pixels_in_blocks(model: onnx.ModelProto) -> None:
     """
     constants = _constants(model)
     nodes = list(model.graph.node)
-    if [node.op_type for node in nodes[:7]] != [
-        *("Transpose", "Cast", "Mul", "Add"),
-        *("Conv", "Relu", "MaxPool"),
-    ]:
-        raise QuantizationError("int8 is made of ResNet18 alone: serve this network in fp32")
     _, _, multiply, add, first, relu, pool = nodes[:7]
     scale = constants[multiply.input[1]].astype(np.float64)  # (3, 1, 1)
     shift = constants[add.input[1]].astype(np.float64)
@@ -209,15 +266,77 @@ def _take_pixels_in_blocks(model: onnx.ModelProto) -> None:
     _replace(model, [*before, conv, relu, *after, *nodes[6:]], constants)
 
 
-def _rounded_tensors(model: onnx.ModelProto, constants: Mapping[str, object]) -> list[str]:
+def _integer_nodes(model: onnx.ModelProto, constants: Constants, moves: tuple[str, ...]) -> set[str]:
+    """The first outputs of the nodes that are to compute in integers; of those that move values, `moves`.
+
+    Beside the convolutions they are what stands between two of them and runs in integers too. A convolution whose
+    output goes to where tokens are made is none of them: a vision transformer's first one is 1 % of its work, and
+    ConvNeXt's, one for each channel, wait for memory.
+    """
+    users = _users(model)
+    found = set[str]()
+    near = set[str]()  # what comes out of them, or of an activation that ONNX Runtime makes part of them
+    for node in model.graph.node:
+        output = node.output[0]
+        joins = node.op_type in ("Add", *moves) and all(
+            name in near for name in _activations(node, constants)
+        )
+        convolves = _is_convolution(node, constants) and not _makes_tokens(output, users, moves)
+        if convolves or joins:
+            found.add(output)
+            near.add(output)
+        elif node.op_type in ("Relu", "Clip") and node.input[0] in near:
+            near.add(output)
+    return found
+
+
+def _makes_tokens(output: str, users: Users, moves: tuple[str, ...]) -> bool:
+    makers = {"Reshape", "Transpose", "Flatten", "LayerNormalization"} - {*moves}
+    return any(user.op_type in makers for user in users[_activated(output, users)])
+
+
+def _activated(output: str, users: Users) -> str:
+    """What a convolution gives once ONNX Runtime has made the activation behind it part of it."""
+    taken_by = users[output]
+    if len(taken_by) == 1 and taken_by[0].op_type in ("Relu", "Clip"):
+        return str(taken_by[0].output[0])
+    return output
+
+
+def _given_rounded(model: onnx.ModelProto, integer: set[str]) -> set[str]:
+    """What convolutions give: rounded for whoever takes it, or ONNX Runtime would compute them in float."""
+    users = _users(model)
+    return {
+        _activated(node.output[0], users)
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.output[0] in integer
+    }
+
+
+def _users(model: onnx.ModelProto) -> Users:
+    """The nodes that take a tensor, by its name."""
+    users: Users = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            users[name].append(node)
+    return users
+
+
+def _activations(node: onnx.NodeProto, constants: Constants) -> list[str]:
+    return [name for name in node.input if name not in constants]
+
+
+def _rounded_tensors(model: onnx.ModelProto, constants: Constants, integer: set[str]) -> list[str]:
     """The activations that become uint8, without those that are another one with its values moved."""
-    nodes = list(model.graph.node)
-    begin = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    rearranged = {node.output[0] for node in nodes[begin:] if node.op_type in ("Reshape", "Transpose")}
+    rearranged = {node.output[0] for node in model.graph.node if node.op_type in ("Reshape", "Transpose")}
     taken = (
-        name for node in nodes[begin:] if node.op_type in ("Conv", "Add", *_MOVES) for name in node.input
+        name
+        for node in model.graph.node
+        if node.output[0] in integer
+        for name in _activations(node, constants)
+        if not (name in rearranged and name in integer)
     )
-    return list(dict.fromkeys(name for name in taken if name not in constants and name not in rearranged))
+    return list(taken)
 
 
 @dataclass(frozen=True)
@@ -303,23 +422,27 @@ class _Writer:
         *,
         input_scale: float,
         input_mean: NDArray[np.float64],
+        most: int,
         any_pair_fits: bool,
     ) -> tuple[str, str]:
-        """The names of a convolution's weights and bias, rounded to 8 and 32 bits.
+        """The names of a convolution's weights and bias, rounded to -`most` ... `most` and to 32 bits.
 
-        `weight` is (out, in, height, width), `input_mean` (in,). With `any_pair_fits`, neighbouring channels
-        of whatever values add up within 16 bits.
+        `weight` is (out, in of its group, height, width), `input_mean` (in,). With `any_pair_fits`, neighbouring
+        channels of whatever values add up within 16 bits.
         """
-        largest = np.abs(weight).max(axis=(1, 2, 3)) / 127
+        largest = np.abs(weight).max(axis=(1, 2, 3)) / most
         if any_pair_fits:
             largest = np.maximum(largest, _largest_pair(weight) / (_MOST_OF_A_PAIR - 1))  # 1: for rounding
         # A channel that is nearly off, as trained networks have them, keeps its bias: within 30 bits.
         scale = np.maximum(largest, np.abs(bias) / (input_scale * 2**30)).astype(np.float32)
         scale[scale == 0] = 1
-        levels = np.rint(weight / scale[:, None, None, None])  # -127 to 127
+        levels = np.rint(weight / scale[:, None, None, None])
         error = weight - levels.astype(np.float64) * scale[:, None, None, None]
         bias_scale = (input_scale * scale).astype(np.float32)
-        bias_levels = np.rint((bias + error.sum(axis=(2, 3)) @ input_mean) / bias_scale)
+        means = input_mean.reshape(-1, weight.shape[1])  # (groups, in of a group)
+        errors = error.sum(axis=(2, 3)).reshape(len(means), -1, weight.shape[1])
+        lost = np.concatenate([of_group @ mean for of_group, mean in zip(errors, means, strict=True)])
+        bias_levels = np.rint((bias + lost) / bias_scale)
 
         return (
             self._dequantized(name, levels.astype(np.int8), scale),
@@ -344,7 +467,7 @@ def _largest_pair(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return largest
 
 
-def _constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:  # Any: of several dtypes
+def _constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
