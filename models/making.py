@@ -1,4 +1,4 @@
-"""A backbone → the files and the metadata of a stored model."""
+"""A backbone, or somebody's own ONNX file → the files and the metadata of a stored model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from embedder.model.spec import Preprocessing
-from models import MIN_INT8_COSINE, QuantizationError, Weights, calibration, export, quantize
-from models.backbone import Backbone
+from models import MIN_INT8_COSINE, QuantizationError, Weights, calibration, quantize
 from models.calibration import Collection, Images
 from models.photos import SAMPLE_PHOTOS
 
+if TYPE_CHECKING:
+    from models.backbone import Backbone
+
 FP32_FILE = "fp32.onnx"
 INT8_FILE = "int8.onnx"
+LICENCE_FILE = "LICENCE"
 
 Progress = Callable[[str], None]
 """Takes what begins now."""
@@ -35,14 +39,17 @@ class Network:
     dimension: int
     libraries: tuple[str, ...]
     """The packages that made it, beside onnx and onnxruntime."""
-    licence: str
+    licence: str = ""
     """Of the weights; empty where none is stated."""
-    min_cosine_to_torch: float
-    """Of the sample photos' embeddings."""
+    licence_text: bytes = b""
+    min_cosine_to_torch: float | None = None
+    """Of the sample photos' embeddings; None where the file did not come from torch."""
 
 
 def of_backbone(backbone: Backbone, progress: Progress) -> Network:
     """Exports it. Raises `ArchitectureError` or `WeightsError`."""
+    from models import export  # here: an ONNX file takes no torch
+
     dimension = export.dimension(backbone)
     progress("exporting to ONNX")
     onnx = export.export_onnx(backbone)
@@ -59,22 +66,55 @@ def of_backbone(backbone: Backbone, progress: Progress) -> Network:
     )
 
 
+def of_onnx(
+    path: Path,
+    name: str,
+    preprocessing: Preprocessing,
+    *,
+    output: str | None,
+    l2: bool,
+    licence: Path | None,
+    progress: Progress,
+) -> Network:
+    """The ONNX file `path` as a model called `name`.
+
+    `output` is the one to take, where it has several; `l2` says that its vectors are to be made of length 1;
+    `licence` is a file with its licence. Raises `ArchitectureError` or `WeightsError`.
+    """
+    from models import own_onnx, read_weights_file
+
+    progress(f"reading {path}")
+    model, weights = own_onnx.read(path)
+    onnx = own_onnx.prepared(model, preprocessing, output=output, l2=l2)
+    progress("comparing with the file as it was")
+    return Network(
+        onnx=onnx,
+        # Another output of the same file gives other vectors.
+        architecture=f"{name}/{output}" if output and own_onnx.several_outputs(model) else name,
+        weights=weights,
+        preprocessing=preprocessing,
+        dimension=own_onnx.check(onnx, model, preprocessing, output),
+        libraries=(),
+        licence=licence.name if licence else "",
+        licence_text=read_weights_file(licence) if licence else b"",
+    )
+
+
 def made(network: Network, images: Images | None, *, force: bool, progress: Progress) -> Made:
     """What to store of a network: with `images` int8 beside fp32; with `force` also one that is far from fp32.
 
     Raises `QuantizationError`.
     """
     files = {FP32_FILE: network.onnx}
-    precisions: dict[str, Any] = {
-        "fp32": {
-            "file": FP32_FILE,
-            "sha256": _sha256(network.onnx),
-            "min_cosine_to_torch": network.min_cosine_to_torch,
-        }
-    }
+    fp32: dict[str, Any] = {"file": FP32_FILE, "sha256": _sha256(network.onnx)}
+    if network.min_cosine_to_torch is not None:
+        fp32["min_cosine_to_torch"] = network.min_cosine_to_torch
+    precisions = {"fp32": fp32}
     if images is not None:
         files[INT8_FILE], measured = _quantized(network.onnx, images, force, progress)
         precisions["int8"] = {**measured, "calibration": images.description}
+    if network.licence_text:
+        files[LICENCE_FILE] = network.licence_text
     preprocessing = network.preprocessing
     return files, {
         "architecture": network.architecture,

@@ -5,6 +5,8 @@
     python scripts/save_model.py --weights untrained    no download; to try the service with
     python scripts/save_model.py --precision int8       int8 beside fp32: nearly three times as fast
     python scripts/save_model.py --architecture NAME    another network: models/README.md has them
+    python scripts/save_model.py --onnx tower.onnx --preprocessing preprocessor_config.json --l2
+                                                        an image tower that somebody exported
 
 Ends with 0 when the store's latest model is the wanted one, or the untrained one that was allowed in
 its place. Otherwise with one line that says why not, 1 (130 after Ctrl-C), and the store as it was.
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from embedder.model.spec import PREPROCESSING_VERSION
+from embedder.model.spec import INTERPOLATIONS, MODES, PREPROCESSING_VERSION, Preprocessing, SpecError
 from models import (
     MIN_INT8_COSINE,
     ArchitectureError,
@@ -55,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         images = options.calibration_images
         collection = _find(images) if images else None
+        if options.onnx:
+            put_onnx_into_store(options, collection)
+            return 0
         put_into_store(
             Wanted(
                 options.architecture,
@@ -153,6 +158,37 @@ def put_into_store(
     _print_terms(network.licence)
     if wanted.weights == "untrained":
         _warn()
+
+
+def put_onnx_into_store(options: argparse.Namespace, collection: Collection | None) -> None:
+    """Make the ONNX file of `options` the latest model of its name.
+
+    Raises `ArchitectureError`, `WeightsError`, `QuantizationError` or `StoreError`; the store is then as it was.
+    """
+    from models import making
+    from models.preprocessor_config import read_preprocessor_config
+
+    if options.preprocessing:
+        preprocessing = read_preprocessor_config(options.preprocessing)
+    else:
+        told = {name: getattr(options, name) for name in ("crop", "mode", "interpolation", "mean", "std")}
+        told |= {"resize": options.resize or options.crop, "version": PREPROCESSING_VERSION}
+        try:
+            preprocessing = Preprocessing.from_metadata(told)
+        except SpecError as exc:
+            raise ArchitectureError(f"that can't be done to a picture: {exc}") from exc
+    latest_metadata(options.name)  # whether there is a store is seen before anything takes time
+    progress = Progress()
+    images = making.images_for(preprocessing, collection, progress) if options.precision == "int8" else None
+    network = making.of_onnx(
+        *(options.onnx, options.name, preprocessing),
+        output=options.output,
+        l2=options.l2,
+        licence=options.licence,
+        progress=progress,
+    )
+    made = making.made(network, images, force=options.force, progress=progress)
+    _store(options.name, made, progress)
 
 
 def _store(name: str, made: Made, progress: Progress) -> None:
@@ -305,15 +341,43 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="save the untrained model, with a warning, if the weights can't be downloaded",
     )
+    _add_onnx_options(parser)
     options = parser.parse_args(arguments)
     if options.precision == "fp32" and (options.calibration_images or options.force):
         parser.error("--calibration-images and --force are for --precision int8")
+    of_onnx = ("preprocessing", "crop", "output", "licence", "l2")
+    if options.onnx is None and any(getattr(options, name) for name in of_onnx):
+        parser.error(f"{', '.join(f'--{name}' for name in of_onnx)} are for --onnx")
+    if options.onnx and not (options.name and bool(options.preprocessing) != bool(options.crop)):
+        parser.error("--onnx takes --name, and either --preprocessing or --crop")
+    if options.onnx and (options.if_missing or options.fallback_untrained):
+        parser.error("--if-missing and --fallback-untrained are for the networks that are made here")
     if options.name is None:
         try:
             options.name = _model_name(architectures.store_name(options.architecture))
         except argparse.ArgumentTypeError as exc:
             parser.error(f"argument --architecture: {exc}")
     return options
+
+
+def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
+    onnx = parser.add_argument_group("a model that somebody exported, instead of --architecture")
+    onnx.add_argument("--onnx", type=Path, metavar="PATH", help="it takes float32 (n, 3, height, width)")
+    onnx.add_argument(
+        "--preprocessing",
+        type=Path,
+        metavar="PATH",
+        help="Hugging Face's preprocessor_config.json; or what is in it, by the following",
+    )
+    onnx.add_argument("--crop", type=int, help="both sides of what it takes, in pixels")
+    onnx.add_argument("--resize", type=int, help="the size before the crop (the crop's)")
+    onnx.add_argument("--mode", choices=MODES, default=MODES[0], help="what gets that size (%(default)s)")
+    onnx.add_argument("--interpolation", choices=INTERPOLATIONS, default="bicubic", help="(%(default)s)")
+    for name, default in (("mean", (0.5, 0.5, 0.5)), ("std", (0.5, 0.5, 0.5))):
+        onnx.add_argument(f"--{name}", type=float, nargs=3, default=default, help="(0.5 0.5 0.5)")
+    onnx.add_argument("--output", help="which of its outputs is the embedding, where it has several")
+    onnx.add_argument("--l2", action="store_true", help="make its vectors of length 1")
+    onnx.add_argument("--licence", type=Path, metavar="PATH", help="its licence, kept beside it")
 
 
 if __name__ == "__main__":
