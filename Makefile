@@ -18,7 +18,7 @@ export BENTOML_DO_NOT_TRACK := True
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve bulk bento container test test-models lint format test-container soak fuzz overload bench \
-	lock audit release-check
+	bench-models lock audit release-check
 
 define HELP
 Use
@@ -44,6 +44,7 @@ Prove (minutes)
   make soak            good and hostile traffic, and what the service keeps of it: MINUTES=30
   make fuzz            a coverage-guided fuzzer: MINUTES=10
   make bench           measure the service and catalogues beside others: QUICK=1; takes wrk, nginx
+  make bench-models    size, speed and int8's fidelity of networks, into models/README.md: NETWORKS='resnet50 ...'
 
 Release
   make lock            pin what serves in requirements.lock: UPGRADE=1 takes the newest
@@ -106,6 +107,9 @@ fuzz:
 bench:
 	$(INSTALL) export dev bench
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick)
+
+bench-models: setup
+	@$(BIN)/python -m benchmarks.backbones $(NETWORKS)
 
 lock: setup
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --quiet $(if $(UPGRADE),--upgrade) \

@@ -85,3 +85,16 @@ def test_every_setting_named_is_one() -> None:
     named = set(re.findall(r"\bEMBEDDER_[A-Z_]+\b", (DEPLOY / "compose.yaml").read_text()))
     assert named
     assert named <= ROWS.keys()
+
+
+def test_a_second_service_has_what_the_first_one_has_and_is_for_this_machine_alone() -> None:
+    file = DEPLOY / "compose.two-models.yaml"
+    done = validated(file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (service,) = yaml.safe_load(file.read_text())["services"].values()
+    extended = service["extends"]
+    assert (DEPLOY / extended["file"]).name == "compose.yaml"
+    assert extended["service"] in SERVICES
+    (port,) = service["ports"]
+    assert port.startswith("127.0.0.1:")
+    assert port.endswith(f":{Settings().port}")
