@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -74,13 +75,15 @@ def output(text: str) -> Path:
 
 
 def typed(*words: str) -> str:
-    """A command of this interpreter with `words`, as a person would type it in this folder."""
+    """A command of this interpreter with `words`, as a person would type it in this folder, for the same model."""
     python = Path(sys.executable)
     if shutil.which("python") == str(python):
         python = Path("python")
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), *words])
+    model = os.environ.get("EMBEDDER_MODEL")
+    chosen = f"EMBEDDER_MODEL={shlex.quote(model)} " if model else ""
+    return chosen + shlex.join([str(python), *words])
 
 
 def say(name: str, text: str) -> None:
