@@ -2,7 +2,7 @@
 
     POST /embed, /embed_batch ─► dialect ─► pipeline: fetch, decode ─► batcher ─► encoder ─► dialect
 
-`embedder/engine.py` is what it runs on; `embedder/http/bentoml_io.py` joins the two inside BentoML's endpoint.
+`embedder/engine.py` is what it runs on; `embedder/http/bentoml_io.py` joins the two.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from functools import partial
 
 import bentoml
 from bentoml.exceptions import BentoMLConfigException
@@ -23,7 +24,7 @@ from embedder.errors import Draining
 from embedder.http import bentoml_private
 from embedder.http.admission import Admission
 from embedder.http.api_keys import APIKeys
-from embedder.http.bentoml_io import api
+from embedder.http.bentoml_io import api, respond
 from embedder.http.body import BODY_TIMEOUT_S
 from embedder.http.cors import cors
 from embedder.http.dialects import Dialect, Json, embed, embed_batch, openai, tei, texts, upload, weaviate
@@ -68,6 +69,7 @@ def routes(dialects: list[Dialect]) -> Routes:
 
 class EmbedderService(bentoml_private.GatedService):
     lane = engine.lane if settings.batching == "eager" else None
+    respond = staticmethod(partial(respond, engine))
 
     @staticmethod
     def gated(app: Starlette, dialects: list[Dialect]) -> ASGIApp:

@@ -1,9 +1,7 @@
-"""The one thing that lives inside BentoML's endpoint: it awaits `from_http_request` before its batcher and
-`to_http_response` after it, both in the request's own task.
+"""A request on its way through the engine, and its answer on the way back.
 
-    HTTP body ─► from_http_request ─► pixels ─► batcher, encoder ─► to_http_response ─► HTTP answer
-                 dialect.parse, pipeline                            dialect.render
-                       └──────────────── outcomes, in the Exchange ──────────┘
+    HTTP body ─► dialect.parse, pipeline ─► pixels ─► batcher, encoder ─► dialect.render ─► HTTP answer
+                                 └──────── outcomes: one for each source ───────┘
 
 So a failure is a value from the moment it happens until it is rendered, and only pixels share a batch. A request of
 many images is done in here, in windows, and has none left for the batcher.
@@ -27,6 +25,7 @@ from starlette.responses import Response
 
 from embedder.engine import Engine, Result
 from embedder.errors import EmbedderError, InternalError, ModelMismatch, Overloaded, bare
+from embedder.http.bentoml_private import Submit
 from embedder.http.body import Body
 from embedder.http.dialects import Dialect, Query
 from embedder.http.exchange import Exchange
@@ -49,17 +48,6 @@ MAX_JSON_VALUES = 131_072
 """Of a body, and 64 more for each image: commas stand in URLs too, and clients add fields of their own."""
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    """What BentoML calls the batched method with."""
-
-    pixels: Pixels
-    """uint8 (k, crop, crop, 3): each image once, however many of the sources it is; k may be 0."""
-
-    # BentoML passes on the fields that an input names here, by attribute.
-    model_fields: ClassVar[tuple[str, ...]] = ("pixels",)
-
-
 def api(engine: Engine, name: str, *dialects: Dialect) -> Any:  # Any: BentoML's SDK ships no types
     """BentoML's method of that name, which encodes what is asked for in `dialects`, all of one path."""
 
@@ -76,84 +64,81 @@ def route(engine: Engine, *dialects: Dialect) -> dict[str, Any]:  # Any: BentoML
         "route": dialects[0].paths[0],
         "batchable": True,
         "max_batch_size": engine.settings.max_batch_size,
-        "input_spec": _input_spec(dialects, engine),
-        "output_spec": _output_spec(dialects, engine),
+        "input_spec": _spec(dialects, dialects[0].request_model),
+        "output_spec": _spec(dialects, dialects[0].response_model),
     }
 
 
-def _input_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # Any: as above
-    async def from_http_request(cls: type, request: Request, serde: object) -> _Arguments:
-        """Never raises: what goes wrong is kept for the answer."""
-        exchange = Exchange.of(request.scope)
-        exchange.outcomes = await _outcomes(exchange, request, engine)
-        exchange.decoded_s = perf_counter()
-        try:
-            return _Arguments(_stacked(_images(exchange.outcomes), engine))
-        except MemoryError:  # what other requests hold is about to be freed
-            exchange.outcomes = Overloaded("there is no memory for the request now")
-            return _Arguments(engine.encoder.no_pixels())
-
-    return _spec(dialects, dialects[0].request_model, from_http_request=classmethod(from_http_request))
-
-
-def _output_spec(dialects: Sequence[Dialect], engine: Engine) -> type[Any]:  # Any: as above
-    async def to_http_response(cls: type, embeddings: Embeddings, serde: object) -> Response:
-        """The answer, from float32 (k, dimension): the embeddings of the request's k images."""
-        exchange = Exchange.of(bentoml.Context().request.scope)
-        try:
-            if isinstance(exchange.outcomes, EmbedderError):
-                raise exchange.outcomes
-            results = _results(exchange.outcomes, embeddings, engine)
-            assert exchange.dialect is not None  # noqa: S101 - there are outcomes
-            response = exchange.dialect.render(exchange.options, results)
-        except EmbedderError as error:
-            return exchange.error_response(error)
-        except MemoryError:  # what other requests hold is about to be freed
-            return exchange.error_response(Overloaded("there is no memory for the answer now"))
-        exchange.answered = True
-        response.headers[MODEL_HEADER] = engine.spec.tag
-        response.headers[FINGERPRINT_HEADER] = engine.spec.fingerprint
-        if len(results) == 1:
-            response.headers["Server-Timing"] = exchange.server_timing(results[0])
-        return response
-
-    return _spec(dialects, dialects[0].response_model, to_http_response=classmethod(to_http_response))
-
-
-def _spec(dialects: Sequence[Dialect], model: type[Any], **methods: object) -> type[Any]:  # Any: as above
-    """`model` as a class of BentoML's that reads or writes bodies with `methods`. The gate finds the dialects in it."""
+def _spec(dialects: Sequence[Dialect], model: type[Any]) -> type[Any]:  # Any: as above
+    """`model` as BentoML takes it. The gate and the endpoints find the dialects in it."""
     namespace = {
         "__module__": model.__module__,
         "__doc__": model.__doc__,
         "__annotations__": {"dialects": ClassVar[Sequence[Dialect]]},
         "dialects": dialects,
-        **methods,
     }
     return new_class(
         model.__name__, (model, bentoml.IODescriptor), exec_body=lambda body: body.update(namespace)
     )
 
 
-async def _outcomes(exchange: Exchange, request: Request, engine: Engine) -> list[Outcome] | EmbedderError:
+async def respond(engine: Engine, request: Request, submit: Submit) -> Response:
+    """The answer to `request`. `submit` is given its pixels, and gives float32 (k, dimension) for k of them."""
+    exchange = Exchange.of(request.scope)
     try:
-        with engine.byte_budget.lease() as lease:
-            query = await _asked_for(exchange, request, lease, engine)
-            if len(query.sources) > AT_ONCE:
-                return await _in_windows(exchange, query, engine)
-            exchange.resources.enter_context(engine.pipeline.places(len(query.sources)))
-            # So that one request alone is never refused for want of turns.
-            turns = asyncio.Semaphore(MAX_LARGE_WAITING) if len(query.sources) > MAX_LARGE_WAITING else None
-            return await engine.pipeline.outcomes(query.sources, hashed=query.hashed, decoding=turns)
+        received = await receive(request, exchange, engine)
+        exchange.decoded_s = perf_counter()
+        embeddings = await submit(_stacked(_images(received.outcomes), engine))
+        return _answer(exchange, received, _results(received.outcomes, embeddings, engine), engine)
     except EmbedderError as error:
-        return bare(error)
-    except MemoryError:
-        return Overloaded("there is no memory for the request now")
-    except Exception:  # a bug: BentoML would answer in another shape
+        return exchange.error_response(bare(error))
+    except MemoryError:  # what other requests hold is about to be freed
+        return exchange.error_response(Overloaded("there is no memory for the request now"))
+    except Exception:  # a bug, or the network failed for the whole batch
         logger.exception("a request failed in a way that was not foreseen")
-        return InternalError()
+        return exchange.error_response(InternalError())
 
 
-async def _asked_for(exchange: Exchange, request: Request, lease: Lease, engine: Engine) -> Query:
+@dataclass(frozen=True)
+class Received:
+    """A request whose images are decoded."""
+
+    dialect: Dialect
+    options: Any  # Any: the dialect's own, from `parse` to `render`
+    outcomes: Sequence[Outcome]
+    """One for each source."""
+
+
+async def receive(request: Request, exchange: Exchange, engine: Engine) -> Received:
+    """Reads `request`, fetches and decodes what it asks for. Raises an EmbedderError for the request as a whole."""
+    with engine.byte_budget.lease() as lease:
+        dialect, query = await _asked_for(exchange, request, lease, engine)
+        # Not the query: with it a `data:` URL would be kept, and not counted, until the answer is written.
+        return Received(dialect, query.options, await _outcomes(exchange, query, engine))
+
+
+def _answer(exchange: Exchange, received: Received, results: Sequence[Result], engine: Engine) -> Response:
+    response = received.dialect.render(received.options, results)
+    exchange.answered = True
+    response.headers[MODEL_HEADER] = engine.spec.tag
+    response.headers[FINGERPRINT_HEADER] = engine.spec.fingerprint
+    if len(results) == 1:
+        response.headers["Server-Timing"] = exchange.server_timing(results[0])
+    return response
+
+
+async def _outcomes(exchange: Exchange, query: Query, engine: Engine) -> list[Outcome]:
+    if len(query.sources) > AT_ONCE:
+        return await _in_windows(exchange, query, engine)
+    exchange.resources.enter_context(engine.pipeline.places(len(query.sources)))
+    # So that one request alone is never refused for want of turns.
+    turns = asyncio.Semaphore(MAX_LARGE_WAITING) if len(query.sources) > MAX_LARGE_WAITING else None
+    return await engine.pipeline.outcomes(query.sources, hashed=query.hashed, decoding=turns)
+
+
+async def _asked_for(
+    exchange: Exchange, request: Request, lease: Lease, engine: Engine
+) -> tuple[Dialect, Query]:
     """What the body asks for. What else is in it is out of memory by now."""
     settings = engine.settings
     _check_model(request.headers.get(EXPECT_HEADER), engine)
@@ -166,14 +151,13 @@ async def _asked_for(exchange: Exchange, request: Request, lease: Lease, engine:
         max_file_bytes=settings.max_image_bytes,
         max_files=settings.max_urls,
     )
-    query = await (await exchange.spoken(body)).parse(body)
+    dialect = await exchange.spoken(body)
+    query = await dialect.parse(body)
     _check_model(query.model, engine)
-    # Not the sources: a `data:` URL would be kept, and not counted, until the answer is written.
-    exchange.options = query.options
     # One character beyond ASCII makes each of a text take up to four bytes.
     texts = (source for source in query.sources if isinstance(source, str))
     lease.add(3 * sum(len(text) for text in texts if not text.isascii()))
-    return query
+    return dialect, query
 
 
 def _check_model(expected: str | None, engine: Engine) -> None:
@@ -202,10 +186,8 @@ async def _in_windows(exchange: Exchange, query: Query, engine: Engine) -> list[
     return results
 
 
-def _images(outcomes: Sequence[Outcome] | EmbedderError) -> list[DecodedImage]:
+def _images(outcomes: Sequence[Outcome]) -> list[DecodedImage]:
     """What is to be encoded: each image once, in order."""
-    if isinstance(outcomes, EmbedderError):
-        return []
     return list(dict.fromkeys(outcome for outcome in outcomes if isinstance(outcome, DecodedImage)))
 
 

@@ -1,7 +1,7 @@
 """One request and its answer: in whose dialect it is, and what is known of it on its way.
 
-gate ─► admission ─► BentoML's route ─► bentoml_io: receive ─► batcher ─► bentoml_io: answer
-  └── makes the Exchange; what comes after finds it in the ASGI scope ────────────┘
+gate ─► admission ─► BentoML's middlewares ─► bentoml_io: respond
+  └── makes the Exchange; what comes after finds it in the ASGI scope
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -22,7 +22,6 @@ from embedder.http.dialects import Dialect
 from embedder.http.dialects.native import error_reply
 from embedder.metrics.measures import Metrics
 from embedder.model.batching import WAITED_S
-from embedder.pipeline import Outcome
 from embedder.result import Result
 
 _KEY = "embedder.exchange"
@@ -39,9 +38,6 @@ class Exchange:
     """The one that is spoken, as far as that is known; None: errors are in the native shape."""
     resources: ExitStack = field(default_factory=ExitStack)
     """What the request holds until its answer is written."""
-    options: Any = None  # Any: its dialect's own, from `parse` to `render`
-    outcomes: list[Outcome] | EmbedderError = field(default_factory=list)
-    """One for each source, or the failure of the whole request."""
     began_s: float = field(default_factory=perf_counter)
     decoded_s: float = 0.0
     """When the pixels were there, on the clock of `perf_counter`, as `began_s`."""

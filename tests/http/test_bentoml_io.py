@@ -9,7 +9,6 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
-from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from starlette.types import Message, Receive
 
 from embedder.engine import Engine, Result
 from embedder.errors import Overloaded, UnsupportedFormat
-from embedder.http.bentoml_io import route
+from embedder.http.bentoml_io import Received, receive
 from embedder.http.dialects import Dialect
 from embedder.http.dialects.embed import Embed
 from embedder.http.dialects.embed_batch import EmbedBatch
@@ -52,22 +51,21 @@ async def engine(origin: Origin, **settings: int) -> AsyncIterator[Engine]:
         await made.pipeline.close()
 
 
-async def received(dialect: Dialect, engine: Engine, body: bytes, receive: Receive | None = None) -> Exchange:
-    """The exchange of a request with `body`, when its images would go to the batcher."""
+async def received(
+    dialect: Dialect, engine: Engine, body: bytes, receiving: Receive | None = None
+) -> Received:
+    """A request with `body`, when its images would go to the batcher."""
     exchange = Exchange([dialect], Metrics())
 
     async def whole_body() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
     scope = exchange.enter({"type": "http", "method": "POST", "path": dialect.paths[0], "headers": []})
-    input_spec: Any = route(engine, dialect)["input_spec"]  # Any: BentoML's
-    await input_spec.from_http_request(Request(scope, receive or whole_body), None)
-    return exchange
+    return await receive(Request(scope, receiving or whole_body), exchange, engine)
 
 
-def error(exchange: Exchange, index: int = 0) -> object:
-    assert isinstance(exchange.outcomes, list)
-    outcome = exchange.outcomes[index]
+def error(received: Received) -> object:
+    outcome = received.outcomes[0]
     assert isinstance(outcome, Result)
     return outcome.error
 
@@ -99,24 +97,24 @@ async def test_an_image_in_a_body_is_not_kept_once_it_is_decoded(origin: Origin)
     async with engine(origin) as made:
         tracemalloc.start()
         try:
-            exchange = await received(Embed(), made, text)
+            found = await received(Embed(), made, text)
             gc.collect()
             async with asyncio.timeout(20):  # the thread that read it has it for a moment longer
                 while tracemalloc.get_traced_memory()[0] > len(text) / 10:  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.01)
         finally:
             tracemalloc.stop()
-        assert isinstance(error(exchange), UnsupportedFormat)
+        assert isinstance(error(found), UnsupportedFormat)
         assert made.byte_budget.total_bytes == 0
 
 
 async def test_a_client_that_leaves_as_its_body_ends_is_not_served(origin: Origin) -> None:
-    async def receive() -> Message:
+    async def leaving() -> Message:
         task.cancel()  # as the gate does then
         return {"type": "http.request", "body": b'{"url": "data:,x"}', "more_body": False}
 
     async with engine(origin) as made:
-        task = asyncio.create_task(received(Embed(), made, b"", receive))
+        task = asyncio.create_task(received(Embed(), made, b"", leaving))
         with pytest.raises(asyncio.CancelledError):
             await task
         assert made.byte_budget.total_bytes == 0
@@ -131,5 +129,5 @@ async def test_texts_that_are_not_ascii_count_with_the_memory_that_they_take(
     taken = len(text) + 3 * len(wide) + len("data:,x")
     limits = {"max_body_bytes": 1_100_000, "max_image_bytes": 1_000_000}
     async with engine(origin, max_in_flight_bytes=taken + spare, **limits) as made:
-        exchange = await received(EmbedBatch(2), made, text)
-    assert isinstance(error(exchange), Overloaded) is refused
+        found = await received(EmbedBatch(2), made, text)
+    assert isinstance(error(found), Overloaded) is refused
