@@ -32,7 +32,10 @@ ORDER = [
 # Each library's private or heavy side is known to one place.
 OWNERS = {
     "onnxruntime": {"embedder/model/encoder.py"},
-    "aiohttp": {"embedder/fetch/"},
+    "aiodns": {"embedder/fetch/names.py"},
+    "aiohappyeyeballs": {"embedder/fetch/dialling.py"},
+    "aiohttp": set(),
+    "httptools": {"embedder/fetch/response.py", "embedder/http/uvicorn_private.py"},
     "PIL": {"embedder/images/"},
     "uvicorn": {"embedder/http/uvicorn_private.py"},
     "_bentoml_impl": {"embedder/http/bentoml_private.py"},
@@ -107,7 +110,7 @@ def test_every_room_is_in_the_order() -> None:
 # What is looked at before and after everything is imported, with the libraries there already.
 _PROGRAM = """
 import importlib, json, os, pkgutil, resource, signal, socket, sys, threading
-import aiohttp, bentoml, PIL.Image, PIL.ImageFile, PIL.GifImagePlugin, PIL.JpegImagePlugin, PIL.PngImagePlugin
+import aiodns, bentoml, httptools, PIL.Image, PIL.ImageFile, PIL.GifImagePlugin, PIL.JpegImagePlugin, PIL.PngImagePlugin
 import PIL.WebPImagePlugin, prometheus_client, prometheus_client.values, uvicorn.config, yaml
 import _bentoml_impl.server.app, _bentoml_sdk
 
@@ -119,8 +122,7 @@ def state():
     return {
         "environment": dict(os.environ),
         "libraries": attributes(PIL.Image, PIL.ImageFile, PIL.ImageFile.ImageFile, prometheus_client.values,
-                                uvicorn.config, aiohttp.connector, aiohttp.client_proto,
-                                _bentoml_impl.server.app, _bentoml_sdk),
+                                uvicorn.config, aiodns, httptools, _bentoml_impl.server.app, _bentoml_sdk),
         "metrics": sorted(prometheus_client.REGISTRY._names_to_collectors),
         "yaml": sorted(map(repr, yaml.Dumper.yaml_representers)),
         "signals": {s.name: repr(signal.getsignal(s)) for s in signal.valid_signals() if hasattr(s, "name")},

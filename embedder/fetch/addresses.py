@@ -7,6 +7,7 @@ multicast addresses. Each reaches a private IPv4 address, or many machines at on
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
@@ -68,6 +69,14 @@ _CARRIERS = (
 _TEREDO = IPv6Network("2001::/32")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 _NO_CARRIERS = (IPv6Address("::"), IPv6Address("::1"))
+
+
+class AddressRefused(PermissionError):
+    """An address that may not be dialled. An OSError, as all that goes wrong where one is dialled."""
+
+    def __init__(self, address: Address) -> None:
+        self.text = f"{address} is not public, not allowed, or this machine's own"
+        super().__init__(errno.EACCES, self.text)
 
 
 @dataclass(frozen=True)

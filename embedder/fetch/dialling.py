@@ -1,22 +1,25 @@
 """The guard where addresses are dialled.
 
-`GuardedResolver` judges all addresses of a name, `guarded_sockets` the one address of each attempt to
-connect, whether it was written in the URL or came from a name or a redirect. Between the two nothing is
-looked up again, so that a name can't change its address after it was judged.
+`dialable` judges all addresses of a name, and `Dialler` the one address of each socket, whether it was written in
+the URL or came from a name or a redirect. Between the two nothing is looked up again, so that a name can't change
+its address after it was judged.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 
-from aiohttp import AddrInfoType
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from embedder.errors import StartError
-from embedder.fetch.addresses import Address, AddressPolicy
+from embedder.fetch.addresses import Address, AddressPolicy, AddressRefused
+from embedder.fetch.failures import NO_ROOM, not_connected
+from embedder.fetch.names import Names, Resolver
+from embedder.fetch.urls import literal_address
 from embedder.runtime.file_limits import is_reserved
 
 # A name with hundreds of addresses would otherwise be dialled until the deadline.
@@ -24,8 +27,8 @@ MAX_ADDRESSES_PER_NAME = 8
 # Judging one takes 15 µs of the event loop. Over TCP a name server can send four thousand.
 MAX_ADDRESSES_PER_ANSWER = 256
 
-# No descriptor or memory is left for a socket, in this process or on this machine.
-NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# RFC 8305 section 5: between the beginnings of two attempts.
+ATTEMPTS_DELAY_S = 0.25
 
 # Documentation addresses (RFC 5737, 3849, 9637), which no machine has.
 _NOBODYS_ADDRESSES = {
@@ -37,70 +40,74 @@ OpenSocket = Callable[[int, int, int], socket.socket]
 """`socket.socket`, or a stand-in: (family, type, protocol) → an unconnected socket."""
 
 
-class AddressRefused(PermissionError):
-    """An address that may not be dialled. An OSError, because aiohttp expects those where it connects."""
-
-    def __init__(self, address: Address) -> None:
-        self.text = f"{address} is not public, not allowed, or this machine's own"
-        super().__init__(errno.EACCES, self.text)
-
-
-class GuardedResolver(AbstractResolver):
-    """Refuses a name as a whole when one of its addresses may not be dialled.
-
-    A name with public and private addresses is an attack on filters that try one after the other. Where the
-    operator allowed some of a name's addresses by their network, the others are only dropped: "localhost" is
-    also ::1 where just 127.0.0.0/8 was allowed.
+class Dialler:
+    """Opens TCP connections to hosts.
 
     Without a policy every address may be dialled: for the operator's own proxy.
     """
 
-    def __init__(self, resolver: AbstractResolver, policy: AddressPolicy | None) -> None:
-        self._resolver = resolver
+    def __init__(self, resolver: Resolver, policy: AddressPolicy | None, open_socket: OpenSocket) -> None:
+        self._names = Names(resolver, partial(dialable, policy=policy))
         self._policy = policy
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        try:
-            answers = await self._resolver.resolve(host, port, family)
-            if len(answers) > MAX_ADDRESSES_PER_ANSWER:
-                raise OSError(errno.EMSGSIZE, f"the name has {len(answers)} addresses")
-            addresses = [ip_address(answer["host"]) for answer in answers]
-        except (TimeoutError, LookupError, RuntimeError, TypeError, ValueError) as exc:
-            # Resolvers raise more than OSError, and answer with more than addresses. aiohttp would take a
-            # TimeoutError for the deadline.
-            raise OSError(errno.EIO, "the look-up failed") from exc
-        if self._policy is not None:
-            answers = _dialable(answers, addresses, self._policy)
-        if not answers:
-            raise OSError(errno.ENODATA, "the name has no address")
-        return answers[:MAX_ADDRESSES_PER_NAME]
+        self._open_socket = open_socket
 
     async def close(self) -> None:
-        await self._resolver.close()
+        await self._names.close()
 
+    async def targets(self, host: str, port: int) -> list[AddrInfoType]:
+        """Where `host`, a name or an address, may be dialled. Raises Failure."""
+        try:
+            is_name = literal_address(host) is None
+            known = await self._names.addresses(host, port) if is_name else [host]
+        except OSError as exc:
+            raise not_connected(exc, reason="name") from exc
+        return [_target(address, port) for address in known]
 
-def guarded_sockets(
-    policy: AddressPolicy | None, open_socket: OpenSocket
-) -> Callable[[AddrInfoType], socket.socket]:
-    """A socket factory for aiohttp that opens one only for an address that may be dialled.
+    async def dial(self, targets: Sequence[AddrInfoType]) -> socket.socket:
+        """A connected socket that does not block, of the first of `targets` that answers. Raises OSError."""
+        return await start_connection(
+            targets, happy_eyeballs_delay=ATTEMPTS_DELAY_S, socket_factory=self._open_guarded
+        )
 
-    It raises AddressRefused, and OSError when only the process's reserved descriptors are left.
-    """
-
-    def open_guarded(info: AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, sockaddr = info
+    def _open_guarded(self, target: AddrInfoType) -> socket.socket:
+        """Raises AddressRefused, and OSError when only the process's reserved descriptors are left."""
+        family, kind, protocol, _, sockaddr = target
         address = ip_address(sockaddr[0])
-        if policy is not None and not may_dial(address, policy):
+        if self._policy is not None and not may_dial(address, self._policy):
             raise AddressRefused(address)
-        opened = open_socket(family, kind, protocol)
+        opened = self._open_socket(family, kind, protocol)
         if is_reserved(opened.fileno()):
             opened.close()
             raise OSError(errno.EMFILE, "only reserved descriptors are left")
         return opened
 
-    return open_guarded
+
+def dialable(answers: Sequence[str], *, policy: AddressPolicy | None) -> Sequence[str]:
+    """Those of a name's addresses that may be dialled, in their order.
+
+    A name with public and private addresses is an attack on filters that try one after the other: it is refused
+    as a whole when one of its addresses may not be dialled. Where the operator allowed some of them by their
+    network, the others are only dropped: "localhost" is also ::1 where just 127.0.0.0/8 was allowed.
+
+    Raises AddressRefused, OSError where there are too many or none, and ValueError for what is no address.
+    """
+    if len(answers) > MAX_ADDRESSES_PER_ANSWER:
+        raise OSError(errno.EMSGSIZE, f"the name has {len(answers)} addresses")
+    addresses = [ip_address(answer) for answer in answers]
+    if policy is not None:
+        by_operator = [
+            str(address)
+            for address in addresses
+            if policy.operator_allows(address) and may_dial(address, policy)
+        ]
+        if by_operator:
+            return by_operator[:MAX_ADDRESSES_PER_NAME]
+        for address in addresses:
+            if not may_dial(address, policy):
+                raise AddressRefused(address)
+    if not answers:
+        raise OSError(errno.ENODATA, "the name has no address")
+    return answers[:MAX_ADDRESSES_PER_NAME]
 
 
 def may_dial(address: Address, policy: AddressPolicy) -> bool:
@@ -127,20 +134,10 @@ def check_own_addresses_are_known() -> None:
             )
 
 
-def _dialable(
-    answers: list[ResolveResult], addresses: list[Address], policy: AddressPolicy
-) -> list[ResolveResult]:
-    by_operator = [
-        answer
-        for answer, address in zip(answers, addresses, strict=True)
-        if policy.operator_allows(address) and may_dial(address, policy)
-    ]
-    if by_operator:
-        return by_operator
-    for address in addresses:
-        if not may_dial(address, policy):
-            raise AddressRefused(address)
-    return answers
+def _target(address: str, port: int) -> AddrInfoType:
+    if ":" in address:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
 
 
 def _is_own(address: Address) -> bool:

@@ -7,10 +7,9 @@ from answers what stands inside the network. Operators tell them apart by `Failu
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
-
-import aiohttp
 
 from embedder.errors import (
     Draining,
@@ -23,11 +22,10 @@ from embedder.errors import (
     UnsupportedFormat,
     URLNotAllowed,
 )
-from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FRAMING_BYTES, HeadTooLong
-from embedder.fetch.dialling import NO_ROOM, AddressRefused
+from embedder.fetch.addresses import AddressRefused
 
-EXPLAINABLE = (EmbedderError, aiohttp.ClientError, OSError, ValueError, MemoryError)
-"""What `explained` knows, beside `Failure`. ValueError is aiohttp's for some malformed answers."""
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""No descriptor or memory is left for a socket, in this process or on this machine."""
 
 _REASONS: dict[type[EmbedderError], str] = {
     ImageTooLarge: "too_large",
@@ -57,6 +55,16 @@ class Failure(Exception):
         super().__init__(f"{reason}: {self.cause}")
 
 
+class Broken(Failure):
+    """The origin broke off, or what it sent is no response."""
+
+    def __init__(
+        self, cause: str, *, text: str = "the image's server broke off or did not speak HTTP"
+    ) -> None:
+        """No `cause` holds what the origin sent."""
+        super().__init__("answer", FetchFailed(text), cause=cause)
+
+
 def unreachable(reason: str, cause: str) -> Failure:
     return Failure(reason, FetchFailed(_UNREACHABLE), cause=cause)
 
@@ -68,11 +76,33 @@ def blamed_on_proxy(failure: Failure) -> Failure:
     return unreachable("connection", f"the proxy: {failure.cause}")
 
 
-def explained(exc: Exception, *, timeout_s: float, connect_timeout_s: float) -> Failure:
-    """The failure behind `exc`, one of `EXPLAINABLE` or a Failure.
+def not_connected(exc: OSError, *, reason: str = "connection") -> Failure:
+    """The failure behind `exc`, of looking up a name (`reason="name"`), of dialling or of TLS."""
+    text = exc.strerror or str(exc)
+    match exc:
+        case ssl.SSLCertVerificationError():
+            said = getattr(exc, "verify_message", "") or "it does not match"
+            return Failure("tls", FetchFailed(f"the certificate of the image's server is not valid: {said}"))
+        case ssl.SSLError():
+            return Failure(
+                "tls", FetchFailed("the TLS connection to the image's server failed"), cause=str(exc)
+            )
+        case AddressRefused():
+            return unreachable("address", exc.text)
+        case OSError() if exc.errno in NO_ROOM:
+            error = Overloaded("the service has no room for another connection now")
+            return Failure("busy", error, cause=text)
+    if reason == "name":
+        return unreachable("name", text if exc.__cause__ is None else f"{text}: {exc.__cause__!r}")
+    known = os.strerror(exc.errno) if exc.errno else ""
+    return unreachable(reason, text if known in text else f"{known}: {text}")
 
-    No cause holds the text of an aiohttp error: those quote the whole URL, or the answer.
-    """
+
+EXPLAINABLE = (Failure, EmbedderError, OSError, MemoryError)
+
+
+def explained(exc: Failure | EmbedderError | OSError | MemoryError, *, timeout_s: float) -> Failure:
+    """The failure behind `exc`."""
     match exc:
         case Failure():
             return exc
@@ -80,59 +110,7 @@ def explained(exc: Exception, *, timeout_s: float, connect_timeout_s: float) -> 
             return Failure(_REASONS[type(exc)], exc)
         case MemoryError():
             return Failure("busy", Overloaded("there is no memory for the image now"))
-        case aiohttp.ConnectionTimeoutError():
-            event = "no connection to the image's server came about"
-            limit_s = min(connect_timeout_s, timeout_s)
-            return Failure("connect_timeout", FetchTimeout(limit_s=limit_s, event=event))
         case TimeoutError():
             return Failure("timeout", FetchTimeout(limit_s=timeout_s))
-        case aiohttp.ClientConnectorCertificateError():
-            cause = getattr(exc.certificate_error, "verify_message", "") or "it does not match"
-            return Failure("tls", FetchFailed(f"the certificate of the image's server is not valid: {cause}"))
-        case aiohttp.ClientSSLError() | ssl.SSLError():
-            cause = str(getattr(exc, "os_error", exc))
-            return Failure("tls", FetchFailed("the TLS connection to the image's server failed"), cause=cause)
-        case aiohttp.ClientHttpProxyError():
-            return unreachable("connection", f"the proxy answered {exc.status} to CONNECT")
-        case aiohttp.ClientConnectorError():
-            return _not_connected(exc)
-        case HeadTooLong():
-            return Failure("answer", FetchFailed(_HEAD_TOO_LONG))
-        case aiohttp.ClientResponseError() if exc.message.startswith(("Got more than", "Too many headers")):
-            return Failure("answer", FetchFailed(_HEAD_TOO_LONG))
-        case aiohttp.InvalidURL():
-            return unreachable("name", "the URL can't be dialled")
-        case _:
-            error = FetchFailed("the image's server broke off or did not speak HTTP")
-            return Failure("answer", error, cause=_kinds(exc))
-
-
-_HEAD_TOO_LONG = (
-    f"the image's server answered with too long a head: over {MAX_FIELD_BYTES} bytes in a field, {MAX_FIELDS} fields, "
-    f"or {MAX_FRAMING_BYTES} bytes in all"
-)
-
-
-def _not_connected(exc: aiohttp.ClientConnectorError) -> Failure:
-    cause = exc.os_error
-    text = cause.strerror or str(cause)
-    if exc.errno in NO_ROOM:
-        error = Overloaded("the service has no room for another connection now")
-        return Failure("busy", error, cause=text)
-    if isinstance(cause, AddressRefused):
-        return unreachable("address", cause.text)
-    if isinstance(exc, aiohttp.ClientConnectorDNSError):
-        deeper = cause.__cause__
-        return unreachable("name", text if deeper is None else f"{text}: {deeper!r}")
-    known = os.strerror(cause.errno) if cause.errno else ""
-    return unreachable("connection", text if known in text else f"{known}: {text}")
-
-
-def _kinds(exc: BaseException | None) -> str:
-    """The classes of `exc` and of what caused it, and the system's texts."""
-    kinds: list[str] = []
-    while exc is not None and len(kinds) < 4:
-        code = getattr(exc, "errno", None)
-        kinds.append(type(exc).__name__ + (f" ({os.strerror(code)})" if code else ""))
-        exc = exc.__cause__
-    return " from ".join(kinds)
+        case OSError():
+            return not_connected(exc)

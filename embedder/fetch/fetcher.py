@@ -1,4 +1,4 @@
-"""URL → bytes, within limits, by aiohttp's public API.
+"""URL → bytes, within limits.
 
 A download is one deadline, at most `max_redirects` redirects, at most `max_bytes` bytes. Each hop is judged
 like the first URL, and each address where it is dialled (`dialling.py`).
@@ -11,42 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import socket
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
 
-import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from embedder.errors import Draining, FetchFailed, ImageTooLarge, OriginError, URLNotAllowed
-from embedder.fetch.aiohttp_private import MAX_FIELD_BYTES, MAX_FIELDS, BoundedConnector
+from embedder.errors import EmbedderError, FetchFailed, ImageTooLarge, OriginError, URLNotAllowed
+from embedder.fetch.addresses import AddressRefused
+from embedder.fetch.client import Client
 from embedder.fetch.compression import Unpacker
-from embedder.fetch.dialling import (
-    MAX_ADDRESSES_PER_NAME,
-    AddressRefused,
-    GuardedResolver,
-    OpenSocket,
-    check_own_addresses_are_known,
-    guarded_sockets,
-    may_dial,
-)
-from embedder.fetch.failures import EXPLAINABLE, Failure, blamed_on_proxy, explained, unreachable
+from embedder.fetch.dialling import Dialler, OpenSocket, check_own_addresses_are_known, may_dial
+from embedder.fetch.failures import EXPLAINABLE, Failure, explained, unreachable
+from embedder.fetch.head import Head
+from embedder.fetch.names import NameServers, Resolver
 from embedder.fetch.proxy import Proxy
+from embedder.fetch.response import Receive
 from embedder.fetch.urls import URLPolicy, literal_address
 from embedder.images.formats import HEAD_BYTES, Format, recognised
 from embedder.metrics.measures import Metrics
 from embedder.runtime.byte_budget import Lease
 
 logger = logging.getLogger(__name__)
-
-# In one worker. Images mostly come from one CDN; a host that hangs holds no more than these.
-MAX_CONNECTIONS_PER_HOST = 64
 
 # Of a URL's host and path, and of a failure's cause, in the log.
 MAX_LOGGED_CHARACTERS = 200
@@ -84,7 +73,7 @@ class Fetcher:
         proxy: str = "",
         formats: Collection[Format],
         connect_timeout_s: float = 2.0,
-        resolver: Callable[[], AbstractResolver] = aiohttp.AsyncResolver,
+        resolver: Callable[[], Resolver] = NameServers,
         open_socket: OpenSocket = socket.socket,
     ) -> None:
         self._urls = urls
@@ -99,44 +88,25 @@ class Fetcher:
         self._connect_timeout_s = connect_timeout_s
         self._make_resolver = resolver
         self._open_socket = open_socket
-        self._resolver: GuardedResolver
-        self._session: aiohttp.ClientSession
+        self._client: Client
 
     async def start(self) -> None:
         """Raises StartError on machines where no address could be judged."""
         check_own_addresses_are_known()
         dialled = self._urls.addresses if self._proxy is None else None
-        self._resolver = GuardedResolver(self._make_resolver(), dialled)
-        connector = BoundedConnector(
-            resolver=self._resolver,
-            socket_factory=guarded_sockets(dialled, self._open_socket),
-            limit=self._max_connections,
-            limit_per_host=MAX_CONNECTIONS_PER_HOST,
-            # Also how many addresses aiohttp drops after a round over all of them has failed. With fewer it
-            # would dial the others again.
-            interleave=MAX_ADDRESSES_PER_NAME,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers={
-                "User-Agent": self._user_agent,
-                "Accept": _accept(self._formats),
-                "Accept-Encoding": "identity",
-            },
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,  # no proxy variables, no netrc
-            # Content-Security-Policy and Link have ten thousand bytes and more; servers allow 64 kB in all.
-            max_line_size=MAX_FIELD_BYTES,
-            max_field_size=MAX_FIELD_BYTES,
-            max_headers=MAX_FIELDS,
-            trace_configs=[_notes_on_connections()],
+        self._client = Client(
+            Dialler(self._make_resolver(), dialled, self._open_socket),
+            fields=(
+                f"User-Agent: {self._user_agent}\r\nAccept: {_accept(self._formats)}\r\n"
+                "Accept-Encoding: identity\r\n"
+            ),
+            proxy=self._proxy,
+            max_connections=self._max_connections,
+            connect_timeout_s=self._connect_timeout_s,
         )
 
     async def close(self) -> None:
-        await self._session.close()
-        await self._resolver.close()
-        await asyncio.sleep(0)  # connections that were cut are closed in the next iteration of the event loop
+        await self._client.close()
 
     async def fetch(
         self,
@@ -158,19 +128,15 @@ class Fetcher:
         download = None
         try:
             began_s = asyncio.get_running_loop().time() if began_s is None else began_s
-            download = _Download(self._urls.admit(text), began_s + self._timeout_s, lease, head)
+            download = _Download(self._urls.admit(text), lease, head)
             with self._metrics.fetch_stage.time():
-                return await self._follow(download)
-        except (Failure, *EXPLAINABLE) as exc:
-            failure = explained(exc, timeout_s=self._timeout_s, connect_timeout_s=self._connect_timeout_s)
-            if self._proxy is not None and download is not None and not download.attempt.connected:
-                failure = blamed_on_proxy(failure)
-            self._note(failure, None if download is None else download.url)
-            if isinstance(failure.error, OriginError) and download is not None:
-                failure.error.host = download.url.raw_host or ""
-            if failure.error is exc:
+                async with asyncio.timeout_at(began_s + self._timeout_s):
+                    return await self._follow(download)
+        except EXPLAINABLE as exc:
+            error = self._told(explained(exc, timeout_s=self._timeout_s), download)
+            if error is exc:
                 raise
-            raise failure.error from exc
+            raise error from exc
 
     async def _follow(self, download: _Download) -> bytes:
         for _ in range(self._max_redirects + 1):
@@ -182,55 +148,35 @@ class Fetcher:
         raise Failure("redirect", FetchFailed(text))
 
     async def _get(self, download: _Download) -> bytes | URL:
-        """The image at the download's URL, or where that redirects to.
+        """The image at the download's URL, or where that redirects to."""
+        found: list[_Body | URL] = []
 
-        An idle connection may be closed just as it is used again, or the rest of an earlier response may
-        arrive then. So what fails before there is a response is tried again, until it fails on a new
-        connection.
-        """
-        while True:
-            download.attempt = attempt = _Attempt()
-            try:
-                return await self._try_to_get(download)
-            except (aiohttp.ClientError, ValueError):
-                if attempt.answered or not attempt.reused:
-                    raise
+        def answered(head: Head) -> Receive | None:
+            if head.status in _REDIRECTS:
+                found.append(self._redirect_target(download.url, head))
+                return None
+            self._check_head(download.url, head)
+            download.head(head.fields)
+            body = _Body(head, download.lease, self._formats, self._max_bytes)
+            found.append(body)
+            return body.add
 
-    async def _try_to_get(self, download: _Download) -> bytes | URL:
-        if self._session.closed:
-            raise Draining
-        url, attempt = download.url, download.attempt
-        remaining_s = download.deadline_s - asyncio.get_running_loop().time()
-        if remaining_s <= 0:
-            raise TimeoutError
-        timeout = aiohttp.ClientTimeout(
-            total=remaining_s,
-            sock_connect=self._connect_timeout_s,
-            ceil_threshold=math.inf,  # aiohttp rounds long timeouts up to whole seconds otherwise
-        )
-        # At the block's end a connection whose response was read to its end goes back to the pool. Any other
-        # is cut: the rest of an unwanted response is not worth downloading.
-        async with self._session.get(
-            url, timeout=timeout, allow_redirects=False, trace_request_ctx=attempt, **self._through_proxy(url)
-        ) as response:
-            attempt.answered = True
-            if response.status in _REDIRECTS:
-                return self._redirect_target(url, response)
-            self._check_head(url, response)
-            download.head(response.headers)
-            return await self._read(response, download.lease)
+        self._check_address(download.url)
+        await self._client.get(download.url, answered)
+        (answer,) = found
+        return answer if isinstance(answer, URL) else answer.whole()
 
-    def _through_proxy(self, url: URL) -> dict[str, Any]:  # Any: options of aiohttp's, of several types
+    def _check_address(self, url: URL) -> None:
+        """With a proxy nothing else judges an address that is written in a URL: it is the proxy that is dialled."""
         if self._proxy is None:
-            return {}
+            return
         address = literal_address((url.raw_host or "").removesuffix("."))
         if address is not None and not may_dial(address, self._urls.addresses):
             raise unreachable("address", AddressRefused(address).text)
-        return self._proxy.options(url)
 
-    def _redirect_target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
-        answered = f"the image's server answered {response.status}"
-        locations = set(response.headers.getall("Location", []))
+    def _redirect_target(self, url: URL, head: Head) -> URL:
+        answered = f"the image's server answered {head.status}"
+        locations = set(head.fields.all("Location"))
         if not locations:
             raise Failure("redirect", FetchFailed(f"{answered} without a Location"))
         if len(locations) > 1:
@@ -244,64 +190,36 @@ class Fetcher:
             raise Failure("redirect", FetchFailed("the image's server redirects from https to http"))
         return target
 
-    def _check_head(self, url: URL, response: aiohttp.ClientResponse) -> None:
-        status = response.status
-        if self._proxy is not None and self._proxy.may_have_answered(status, url):
-            raise unreachable("connection", f"the proxy or the image's server answered {status}")
-        if not 200 <= status < 300 or status in _WITHOUT_BODY or (status == 206 and not _is_whole(response)):
+    def _check_head(self, url: URL, head: Head) -> None:
+        if self._proxy is not None and self._proxy.may_have_answered(head.status, url):
+            raise unreachable("connection", f"the proxy or the image's server answered {head.status}")
+        if (
+            not 200 <= head.status < 300
+            or head.status in _WITHOUT_BODY
+            or (head.status == 206 and not _is_whole(head))
+        ):
             error = FetchFailed(
-                f"the image's server answered {status}",
-                http_status=status,
-                come_back_s=_come_back_s(response.headers),
+                f"the image's server answered {head.status}",
+                http_status=head.status,
+                come_back_s=_come_back_s(head.fields),
             )
             raise Failure("status", error)
-        if _codings(response, "Transfer-Encoding") not in ([], ["chunked"]):
+        if head.codings not in ((), ("chunked",)):
             raise Failure(
                 "answer", FetchFailed("the image's server answered in a Transfer-Encoding that is not known")
             )
-        if response.content_length is not None and response.content_length > self._max_bytes:
-            raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=response.content_length)
+        if head.length is not None and head.length > self._max_bytes:
+            raise ImageTooLarge(limit_bytes=self._max_bytes, actual_bytes=head.length)
 
-    async def _read(self, response: aiohttp.ClientResponse, lease: Lease | None) -> bytes:
-        chunks: list[bytes] = []
-        length = 0
-        known = False
-        unpacker = Unpacker(_codings(response, "Content-Encoding"), self._is_image)
-        async for received in response.content.iter_any():
-            for chunk in unpacker.parts(received):
-                chunks.append(chunk)
-                length += len(chunk)
-                if not known and length >= HEAD_BYTES:
-                    recognised(b"".join(chunks)[:HEAD_BYTES], self._formats)
-                    known = True
-                if length > self._max_bytes:
-                    raise ImageTooLarge(limit_bytes=self._max_bytes)
-                if lease is not None:
-                    lease.add(len(chunk))
-        data = b"".join(chunks)
-        if not known:
-            recognised(data, self._formats)
-        return data
-
-    def _is_image(self, begins: bytes) -> bool:
-        return any(format.begins.match(begins) for format in self._formats)
-
-    def _note(self, failure: Failure, url: URL | None) -> None:
+    def _told(self, failure: Failure, download: _Download | None) -> EmbedderError:
+        """What the client is told, once operators are."""
         self._metrics.fetch_failures.labels(failure.reason).inc()
-        where = "a URL that is not allowed" if url is None else _without_query(url)
+        where = "a URL that is not allowed" if download is None else _without_query(download.url)
         # %a escapes line ends and control characters: hosts, paths and causes come from clients and origins.
         logger.debug("download failed: %s: %a: %a", failure.reason, where, _bounded(failure.cause))
-
-
-@dataclass
-class _Attempt:
-    """What became of one request."""
-
-    connected: bool = False
-    """It has a connection, with a proxy's tunnel and TLS where it needs them."""
-    reused: bool = False
-    """Its connection was used before."""
-    answered: bool = False
+        if isinstance(failure.error, OriginError) and download is not None:
+            failure.error.host = download.url.raw_host or ""
+        return failure.error
 
 
 @dataclass
@@ -310,36 +228,48 @@ class _Download:
 
     url: URL
     """Of the hop under way."""
-    deadline_s: float
-    """On the event loop's clock."""
     lease: Lease | None
     head: Callable[[Mapping[str, str]], None]
-    attempt: _Attempt = field(default_factory=_Attempt)
 
 
-def _notes_on_connections() -> aiohttp.TraceConfig:
-    """Notes in the `_Attempt` that a request is given how it came by its connection."""
+class _Body:
+    """An image as it comes: unpacked, recognised by its first bytes, and counted."""
 
-    async def connected(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        context.trace_request_ctx.connected = True
+    def __init__(self, head: Head, lease: Lease | None, formats: Collection[Format], max_bytes: int) -> None:
+        self._unpacker = Unpacker(head.fields.items_of("Content-Encoding"), partial(_is_image, formats))
+        self._lease = lease
+        self._formats = formats
+        self._max_bytes = max_bytes
+        self._chunks: list[bytes] = []
+        self._length = 0
+        self._is_known = False
 
-    async def reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        context.trace_request_ctx.connected = context.trace_request_ctx.reused = True
+    def add(self, received: bytes) -> None:
+        for chunk in self._unpacker.parts(received):
+            self._chunks.append(chunk)
+            self._length += len(chunk)
+            if not self._is_known and self._length >= HEAD_BYTES:
+                recognised(b"".join(self._chunks)[:HEAD_BYTES], self._formats)
+                self._is_known = True
+            if self._length > self._max_bytes:
+                raise ImageTooLarge(limit_bytes=self._max_bytes)
+            if self._lease is not None:
+                self._lease.add(len(chunk))
 
-    traces = aiohttp.TraceConfig()
-    traces.on_connection_create_end.append(connected)
-    traces.on_connection_reuseconn.append(reused)
-    return traces
+    def whole(self) -> bytes:
+        data = b"".join(self._chunks)
+        if not self._is_known:
+            recognised(data, self._formats)
+        return data
+
+
+def _is_image(formats: Collection[Format], begins: bytes) -> bool:
+    return any(format.begins.match(begins) for format in formats)
 
 
 def _accept(formats: Collection[Format]) -> str:
     """What is taken, for CDNs that negotiate; and anything else rather than nothing."""
     return ",".join([*(format.media_type for format in formats if format.asked_for), "*/*;q=0.1"])
-
-
-def _codings(response: aiohttp.ClientResponse, header: str) -> list[str]:
-    codings = ",".join(response.headers.getall(header, [])).lower().split(",")
-    return [coding.strip() for coding in codings if coding.strip()]
 
 
 def _come_back_s(headers: Mapping[str, str]) -> float | None:
@@ -354,12 +284,12 @@ def _come_back_s(headers: Mapping[str, str]) -> float | None:
     return max(0.0, wait.total_seconds())
 
 
-def _is_whole(response: aiohttp.ClientResponse) -> bool:
+def _is_whole(head: Head) -> bool:
     """Whether an answer with a part, which was not asked for, has all of the file in it, as far as it says.
 
     Servers say it carelessly, or not at all. The decoder finds out where something is missing.
     """
-    part = re.search(r"([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})?", response.headers.get("Content-Range", ""))
+    part = re.search(r"([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})?", head.fields.get("Content-Range", ""))
     return part is None or (int(part[1]) == 0 and int(part[2]) + 1 >= int(part[3] or 0))
 
 

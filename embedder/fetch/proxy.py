@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from typing import Any
 
 from yarl import URL
 
@@ -26,13 +25,18 @@ class Proxy:
         credentials = f"{url.user}:{url.password or ''}".encode()
         return cls(url.with_user(None), f"Basic {base64.b64encode(credentials).decode()}")
 
-    def options(self, url: URL) -> dict[str, Any]:  # Any: options of aiohttp's, of several types
-        """What aiohttp is given with a request for `url`."""
-        if not self.authorization:
-            return {"proxy": self.url}
-        headers = {"Proxy-Authorization": self.authorization}
-        # Over https the proxy reads the CONNECT, and the origin the request: the password must not be in it.
-        return {"proxy": self.url, "proxy_headers" if url.scheme == "https" else "headers": headers}
+    @property
+    def host(self) -> str:
+        return self.url.raw_host or ""
+
+    @property
+    def port(self) -> int:
+        return self.url.port or 80
+
+    @property
+    def fields(self) -> str:
+        """Of what the proxy reads: a CONNECT, or a request over http. An origin must not be told the password."""
+        return f"Proxy-Authorization: {self.authorization}\r\n" if self.authorization else ""
 
     def may_have_answered(self, status: int, url: URL) -> bool:
         """Whether `status` may be the proxy's own: blocked, no password, unresolvable, unreachable.

@@ -40,7 +40,7 @@ _REFUSED = frozenset({"Cc", "Cs"})
 # program. Names of files have them, and blanks of several kinds: behind the host they are escaped. Unassigned ones
 # are not among them: a newer Unicode, and so another Python, may have assigned them.
 _INVISIBLE = frozenset({"Cf", "Zl", "Zp"})
-# What does not decode as UTF-8 in a `Location`, as aiohttp gives it.
+# What does not decode as UTF-8 in a `Location`, as `Fields` gives it.
 _UNDECODED = re.compile("[\udc80-\udcff]")
 # Of category Cf too, but Persian and Hindi words, and emoji, need them.
 _JOINERS = frozenset("\u200c\u200d")

@@ -121,7 +121,7 @@ def describe(engine: Engine) -> Mapping[str, object]:
             "python": platform.python_version(),
             **{
                 package: version(package)
-                for package in ("bentoml", "onnxruntime", "pillow", "aiohttp", "numpy")
+                for package in ("bentoml", "onnxruntime", "pillow", "httptools", "numpy")
             },
         },
     }

@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from ipaddress import ip_network
 from typing import Any
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-
 from embedder.errors import EmbedderError, FetchFailed, Overloaded
 from embedder.fetch.addresses import AddressPolicy, Network
 from embedder.fetch.dialling import OpenSocket
@@ -50,16 +48,14 @@ HEAD_TOO_LONG = (
 BROKEN = (FetchFailed, "fetch_failed", "the image's server broke off or did not speak HTTP")
 
 
-class Names(AbstractResolver):
+class Names:
     """A name server that knows what it is told. An answer is addresses, or what to raise, or None: never."""
 
     def __init__(self, answers: Answers) -> None:
         self.answers = dict(answers)
         self.calls: list[str] = []
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str) -> Sequence[str]:
         self.calls.append(host)
         answer = self.answers.get(host, OSError(None, "Domain name not found"))
         if answer is None:
@@ -67,17 +63,7 @@ class Names(AbstractResolver):
             raise AssertionError
         if isinstance(answer, Exception):
             raise answer
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=0,
-            )
-            for address in answer
-        ]
+        return answer
 
     async def close(self) -> None:
         pass

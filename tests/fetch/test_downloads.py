@@ -36,6 +36,11 @@ async def test_an_image_comes_back_byte_for_byte(origin: Origin) -> None:
         pytest.param(b"HTTP/1.0 200 OK\r\n\r\n" + CAT, id="http-1.0"),
         pytest.param(OK + b"Transfer-Encoding: Chunked\r\n\r\n1;a=b\r\n\xff\r\n%x\r\n%b\r\n0\r\nA: b\r\n\r\n"
                      % (len(CAT) - 1, CAT[1:]), id="chunk-extension-and-trailer"),
+        pytest.param(OK + b"Transfer-Encoding: chunked\n\n%x\r\n%b\n0\r\nA: \x01\n\n" % (len(CAT), CAT),
+                     id="bare-line-feeds"),
+        pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\n%x  \r\n%b\r\n0\r\n\r\n" % (len(CAT), CAT),
+                     id="blanks-behind-a-chunk's-size"),
+        pytest.param(b"\r\n\n" + with_length(CAT, b"nonsense\r\n"), id="blank-lines-before-the-head"),
         pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + with_length(CAT), id="after-103"),
         pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + with_length(CAT), id="after-100"),
         pytest.param(with_length(CAT, b"Content-Encoding: identity\r\n"), id="content-encoding-identity"),

@@ -125,7 +125,7 @@ async def test_a_second_answer_in_one_packet_answers_nobody(origin: Origin) -> N
 
 
 async def test_a_second_answer_behind_a_body_that_was_read_with_pauses_answers_nobody(origin: Origin) -> None:
-    # More than aiohttp buffers: it keeps what came with the rest of it, and parses that when there is room.
+    # More than a socket gives at once.
     body = CAT + bytes(1_600_000)
     pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
     origin.raw("/twice", says(chunked(*pieces, b"") + with_length(DOG), then=hang))

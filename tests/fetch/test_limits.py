@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from embedder.errors import FetchFailed, FetchTimeout, ImageTooLarge, UnsupportedFormat
-from embedder.fetch.fetcher import MAX_CONNECTIONS_PER_HOST
+from embedder.fetch.client import MAX_CONNECTIONS_PER_HOST
 from embedder.images.formats import HEAD_BYTES
 from tests.answers import (
     BUSYWORK,

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from embedder.errors import Draining, EmbedderError
-from embedder.fetch.fetcher import MAX_CONNECTIONS_PER_HOST
+from embedder.fetch.client import MAX_CONNECTIONS_PER_HOST
 from tests.answers import CAT, DOG, HANGS, drop, hang, reset, says, with_length
 from tests.fetch.fetching import (
     CAME,
@@ -196,7 +196,7 @@ async def test_close_leaves_no_fetch_running_beyond_its_deadline(origin: Origin)
         await fetcher.close()
         done, pending = await asyncio.wait(fetches, timeout=60)
         assert not pending
-        # Those that waited for a connection or an address, aiohttp cancels.
+        # Those that waited for an address are cancelled.
         assert all(fetch.cancelled() or isinstance(fetch.exception(), EmbedderError) for fetch in done)
 
 
