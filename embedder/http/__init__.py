@@ -1,6 +1,6 @@
 """What travels over HTTP, from outside in.
 
-    uvicorn_private ─► gate ─► (BentoML's middleware) ─► admission ─► (BentoML's route) ─► bentoml_io ─► dialects/
+    uvicorn_private ─► gate ─► admission ─► (BentoML's middleware) ─► bentoml_io ─► dialects/
 
 An `exchange` is one request on that way, and a `client` its other end. `pages` and `openapi` answer GET.
 `bentoml_private` has what is private to BentoML.

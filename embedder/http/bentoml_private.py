@@ -138,8 +138,8 @@ class GatedService(Service):  # type: ignore[misc]  # BentoML's SDK ships no typ
 class _Endpoint:
     """A batched API, as an ASGI application.
 
-    BentoML's own looks at the method's signature, imports, and asks its configuration for each request: 0.7 of the
-    5 ms that the event loop takes for an image of 44.
+    BentoML's own looks at the method's signature, imports, and asks its configuration for each request: 0.3 of the
+    4.1 ms that the event loop takes for an image of 39.
     """
 
     def __init__(
