@@ -128,9 +128,9 @@ class JobBench:
     def _turn(self, job: Job, size: str, expected: NDArray[np.float64], apart: str) -> None:
         ours, others = self.results.rows[size]
         rows = ours if job.precision else others
-        few = self._finished(job, size, FEW_ROWS, expected, apart)
+        few = self.finished(job, size, FEW_ROWS, expected, apart)
         origin_s = self.origin.processes.cpu_s()
-        many = self._finished(job, size, FEW_ROWS + rows, expected, apart)
+        many = self.finished(job, size, FEW_ROWS + rows, expected, apart)
         origin_s = self.origin.processes.cpu_s() - origin_s
         self.results.runs.append(
             JobRun(
@@ -157,9 +157,7 @@ class JobBench:
         )
         return rate, cpu_ms
 
-    def _finished(
-        self, job: Job, size: str, rows: int, expected: NDArray[np.float64], apart: str
-    ) -> Finished:
+    def finished(self, job: Job, size: str, rows: int, expected: NDArray[np.float64], apart: str) -> Finished:
         """What it took, once its vectors were looked at."""
         folder = self.setting.folder / "job"
         shutil.rmtree(folder, ignore_errors=True)

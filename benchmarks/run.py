@@ -75,7 +75,7 @@ def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.
     if not weights.exists():
         save_pth(weights)
     store = WORK / "bentoml"
-    models = _save_models(weights, store)
+    models = save_models(weights, store)
     machine, workers = describe_machine(), available_cores()
     photo_kb = {
         size: sum(file.stat().st_size for file in files) / len(files) / 1000 for size, files in photos.items()
@@ -117,7 +117,7 @@ def _timed(results: Measured) -> Iterator[None]:
     results.minutes = round((time.monotonic() - started_s) / 60, 1)
 
 
-def _save_models(weights: Path, store: Path) -> dict[str, Path]:
+def save_models(weights: Path, store: Path) -> dict[str, Path]:
     """Saves the model as a user does; gives its files by precision."""
     command = [sys.executable, "scripts/save_model.py", "--weights", str(weights), "--precision", "int8"]
     shutil.rmtree(store, ignore_errors=True)
