@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import statistics
 import subprocess
 import sys
@@ -174,9 +173,8 @@ def _top1(architecture: str) -> float | None:
 
 def table(measured: Sequence[Measured], machine: dict[str, str]) -> str:
     """The table of the model card."""
-    vnni = "with" if re.search("vnni", Path("/proc/cpuinfo").read_text()) else "without"
     rows = [
-        f"One thread of {machine['processor']}, {vnni} VNNI, ONNX Runtime {machine['onnxruntime']}, commit "
+        f"One thread of {machine['processor']}, ONNX Runtime {machine['onnxruntime']}, commit "
         f"{machine['commit']}: one image at a time, processor time, medians of fp32 and int8 by turns. Memory is "
         "what a process has at most that runs eight at once.",
         "",

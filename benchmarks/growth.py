@@ -25,13 +25,12 @@ from benchmarks import load
 from benchmarks.jobs import JOBS, JobBench
 from benchmarks.load import LoadError
 from benchmarks.origin import Origin
-from benchmarks.photos import make_photos
 from benchmarks.results import Catalogue, describe_machine
-from benchmarks.run import WORK, BenchError, save_models
+from benchmarks.run import BenchError, prepared
 from benchmarks.scenarios import FULL
 from benchmarks.servers import SIDES, Server, Setting, Side
 from embedder.runtime.cpu import available_cores
-from tests.weights import discriminating_state_dict, save_pth, torchvision_embeddings
+from tests.weights import discriminating_state_dict, torchvision_embeddings
 
 HERE = Path(__file__).resolve().parent
 SIZE = "640"
@@ -135,15 +134,8 @@ def _pinned(side: Side, cores: int, **environ: str) -> Side:
 
 def measure(charts: list[str]) -> Iterator[Point]:
     """Raises LoadError, RuntimeError or BenchError."""
-    WORK.mkdir(exist_ok=True)
-    photos = make_photos(WORK / "photos" / SIZE, SIZE)
-    weights, store = WORK / "weights.pth", WORK / "bentoml"
-    if not weights.exists():
-        save_pth(weights)
-    models = save_models(weights, store)
-    with Origin(WORK / "photos", WORK) as origin:
-        setting = Setting(weights, store, WORK, available_cores(), (origin.port, origin.slow_port))
-        bench = Bench(origin, setting, photos, models)
+    with prepared([SIZE]) as (origin, photos, models, setting):
+        bench = Bench(origin, setting, photos[SIZE], models)
         measured: dict[str, Callable[[], Iterator[Point]]] = {
             "workers": bench.workers,
             "connections": bench.connections,
@@ -159,9 +151,7 @@ def measure(charts: list[str]) -> Iterator[Point]:
 def write(points: list[Point], machine: dict[str, str]) -> None:
     kept = json.dumps({"machine": machine, "points": [asdict(point) for point in points]}, indent=1)
     (HERE / "growth.json").write_text(kept + "\n")
-    vnni = "with" if "vnni" in Path("/proc/cpuinfo").read_text() else "without"
-    place = f"{available_cores()} cores of {machine['processor']}, {vnni} VNNI"
-    said = f"Commit {machine['commit']}, {place}. One run each."
+    said = f"Commit {machine['commit']}, {available_cores()} cores of {machine['processor']}. One run each."
     (HERE / "growth.md").write_text("\n\n".join([said, *(_table(points, chart) for chart in LABELS)]) + "\n")
     _draw(points, HERE / "growth.png")
 

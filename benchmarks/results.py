@@ -179,9 +179,11 @@ def spread(values: Sequence[float]) -> str:
 
 def describe_machine() -> dict[str, str]:
     """The commit, processor, memory, system, and the version of everything that took part."""
+    cpuinfo = Path("/proc/cpuinfo")
+    vnni = "with" if "vnni" in cpuinfo.read_text() else "without"
     facts = {
         "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude=*"),
-        "processor": _field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
+        "processor": f"{_field(cpuinfo, 'model name') or platform.processor()}, {vnni} VNNI",
         "memory": f"{int(_field(Path('/proc/meminfo'), 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

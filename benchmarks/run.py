@@ -68,21 +68,13 @@ def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.
     jobs = [side for side in chosen if isinstance(side, Job)] if rows else []
     if not (sides or jobs):
         raise BenchError(f"nothing to measure: a catalogue has the sizes {', '.join(plan.job_rows)}")
-    WORK.mkdir(exist_ok=True)
-    _say("making photos and the model")
-    photos = {size: make_photos(WORK / "photos" / size, size) for size in sizes}
-    weights = WORK / "weights.pth"
-    if not weights.exists():
-        save_pth(weights)
-    store = WORK / "bentoml"
-    models = save_models(weights, store)
     machine, workers = describe_machine(), available_cores()
-    photo_kb = {
-        size: sum(file.stat().st_size for file in files) / len(files) / 1000 for size, files in photos.items()
-    }
     measured = Report()
-    with Origin(WORK / "photos", WORK) as origin:
-        setting = Setting(weights, store, WORK, workers, (origin.port, origin.slow_port))
+    with prepared(sizes) as (origin, photos, models, setting):
+        photo_kb = {
+            size: sum(file.stat().st_size for file in files) / len(files) / 1000
+            for size, files in photos.items()
+        }
         if sides:
             labels = {side.name: side.label for side in sides}
             services = measured.services = Results(machine, workers, labels, photo_kb)
@@ -95,6 +87,30 @@ def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.
             with _timed(catalogue):
                 JobBench(catalogue, plan, origin, photos, models, jobs, setting).run()
     return measured
+
+
+@contextmanager
+def prepared(
+    sizes: Sequence[str],
+) -> Iterator[tuple[Origin, dict[str, list[Path]], dict[str, Path], Setting]]:
+    """The photos' origin, the photos by size, the service's network by precision, and what all sides share.
+
+    Raises BenchError or RuntimeError.
+    """
+    WORK.mkdir(exist_ok=True)
+    _say("making photos and the model")
+    photos = {size: make_photos(WORK / "photos" / size, size) for size in sizes}
+    weights, store = WORK / "weights.pth", WORK / "bentoml"
+    if not weights.exists():
+        save_pth(weights)
+    models = _save_models(weights, store)
+    with Origin(WORK / "photos", WORK) as origin:
+        yield (
+            origin,
+            photos,
+            models,
+            Setting(weights, store, WORK, available_cores(), (origin.port, origin.slow_port)),
+        )
 
 
 def _measure_services(bench: scenarios.Bench) -> None:
@@ -117,7 +133,7 @@ def _timed(results: Measured) -> Iterator[None]:
     results.minutes = round((time.monotonic() - started_s) / 60, 1)
 
 
-def save_models(weights: Path, store: Path) -> dict[str, Path]:
+def _save_models(weights: Path, store: Path) -> dict[str, Path]:
     """Saves the model as a user does; gives its files by precision."""
     command = [sys.executable, "scripts/save_model.py", "--weights", str(weights), "--precision", "int8"]
     shutil.rmtree(store, ignore_errors=True)

@@ -35,7 +35,7 @@ from embedder.fetch.urls import URLPolicy
 from embedder.images.decoders import Decoders, Room
 from embedder.images.formats import FORMATS, ON, Format, named
 from embedder.metrics.measures import Metrics
-from embedder.model.batching import Array, Batcher, Lane
+from embedder.model.batching import Array, Batcher, Lane, together
 from embedder.model.encoder import Embeddings, Encoder, Pixels
 from embedder.model.spec import ModelSpec
 from embedder.model.store import EmbeddingModel
@@ -345,8 +345,7 @@ class Engine:
         return image.result(embedding.copy(), encode_s=perf_counter() - began_s)  # a row would keep its batch
 
     async def _infer(self, batch: Sequence[Array]) -> Sequence[Array]:
-        embeddings = await self.encode(np.concatenate(batch))
-        return np.split(embeddings, np.cumsum([len(rows) for rows in batch])[:-1])
+        return await together(self.encode, batch)
 
     async def _retry_failed_encoder(self) -> None:
         """A server that is not ready gets no requests, so none would show that the network works again."""

@@ -25,7 +25,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from _bentoml_impl.server import app as bentoml_app
 from _bentoml_sdk import Service
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -42,7 +41,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedder.errors import Draining, Overloaded
 from embedder.http.dialects import Dialect, Json
-from embedder.model.batching import Array, Batcher, Infer, Lane
+from embedder.model.batching import Array, Batcher, Infer, Lane, together
 
 Submit: TypeAlias = Callable[[Array], Awaitable[Array]]
 """A request's rows → as many results. Raises Overloaded, Draining, or what the network raised for the whole batch."""
@@ -71,9 +70,13 @@ def _check() -> None:
         and _ASSETS.is_dir()
     )
     if not known:
-        raise BentoMLConfigException(
-            "this BentoML is not as embedder/http/bentoml_private.py knows it: install requirements.lock"
-        )
+        raise _unknown()
+
+
+def _unknown() -> BentoMLConfigException:
+    return BentoMLConfigException(
+        "this BentoML is not as embedder/http/bentoml_private.py knows it: install requirements.lock"
+    )
 
 
 _check()
@@ -160,15 +163,15 @@ class _Endpoint:
         try:
             results: Array = await self._batched(rows)
         except ServiceUnavailable as error:
-            why = error.__cause__
-            raise why if isinstance(why, Overloaded | Draining) else Overloaded(str(error)) from error
+            if isinstance(error.__cause__, Overloaded | Draining):
+                raise error.__cause__ from None
+            raise Overloaded(str(error)) from error
         return results
 
     async def _infer(self, requests: Sequence[Array]) -> Sequence[Array]:
         if self._factory.enable_metrics:
             self._batch_sizes.observe(len(requests))
-        results = await self._encode(self._factory._service_instance, np.concatenate(requests))
-        return np.split(results, np.cumsum([len(rows) for rows in requests])[:-1])
+        return await together(partial(self._encode, self._factory._service_instance), requests)
 
     @cached_property
     def _batch_sizes(self) -> Any:  # Any: BentoML's histogram
@@ -184,8 +187,10 @@ class _Endpoint:
 def _factory(route: Route) -> Any:  # Any: a ServiceAppFactory, without types
     """What made the `route` of an API."""
     endpoint = route.endpoint
-    assert isinstance(endpoint, partial)  # noqa: S101 - `_check`
-    return endpoint.func.__self__  # type: ignore[attr-defined]
+    maker = getattr(endpoint.func, "__self__", None) if isinstance(endpoint, partial) else None
+    if not isinstance(maker, bentoml_app.ServiceAppFactory):
+        raise _unknown()
+    return maker
 
 
 def within_cors(app: Starlette, outer: ASGIApp) -> ASGIApp:

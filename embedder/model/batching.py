@@ -32,6 +32,12 @@ Infer: TypeAlias = Callable[[Sequence[Array]], Awaitable[Sequence[Array]]]
 """Some requests' rows → as many results, with as many rows."""
 
 
+async def together(encode: Callable[[Array], Awaitable[Array]], batch: Sequence[Array]) -> Sequence[Array]:
+    """What `encode` makes of all rows of `batch` together, for each request its own."""
+    results = await encode(np.concatenate(batch))
+    return np.split(results, np.cumsum([len(rows) for rows in batch])[:-1])
+
+
 WAITED_S: ContextVar[float] = ContextVar("waited_s")
 """In the task of a request that has its rows' results: how long the first of them waited for a batch."""
 
