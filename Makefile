@@ -23,7 +23,7 @@ export BENTOML_DO_NOT_TRACK := True
 define HELP
 Use
   make serve           install, save the model if there is none, serve on port $(PORT)
-                       PORT=8000  WEIGHTS=pretrained|untrained|path.pth  PRECISION=fp32|int8
+                       PORT=8000  WEIGHTS=pretrained|untrained|path.pth  PRECISION=fp32|bf16|int8
                        ARCHITECTURE=resnet18|efficientnet_lite0|resnet50|timm/... (models/README.md)
   make bulk            install what embeds catalogues (docs/catalogues.md), save the model: as for serve
   make bento           build the Bento and print its tag: ARCHITECTURE  WEIGHTS  PRECISION
@@ -60,11 +60,11 @@ setup:
 	$(INSTALL) export dev
 
 serve:
-	$(INSTALL) serve
+	$(INSTALL) serve $(filter bf16,$(PRECISION))
 	@exec $(BIN)/python scripts/serve.py --port '$(PORT)' $(MODEL)
 
 bulk:
-	$(INSTALL) bulk
+	$(INSTALL) bulk $(filter bf16,$(PRECISION))
 	@$(BIN)/python scripts/ensure_model.py $(MODEL) --fallback-untrained
 
 bento:

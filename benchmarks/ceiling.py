@@ -1,7 +1,7 @@
 """The most that could be had: the service's own decode and encode in a bare loop, without HTTP.
 
-python -m benchmarks.ceiling MODEL.onnx PHOTOS --processes 2 --batch 8 --seconds 5
-python -m benchmarks.ceiling MODEL.onnx PHOTOS --alone
+python -m benchmarks.ceiling MODEL.onnx PHOTOS --precision int8 --processes 2 --batch 8 --seconds 5
+python -m benchmarks.ceiling MODEL.onnx PHOTOS --precision int8 --alone
 
 Prints images/s, and the processor time of an image in ms; with --alone the median milliseconds of one image after the
 other, in one process.
@@ -38,6 +38,7 @@ def main() -> None:
         "model", type=Path, help="fp32.onnx or int8.onnx, in its folder of BentoML's model store"
     )
     parser.add_argument("photos", type=Path, help="a folder of .jpg files")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the network, in each process")
     parser.add_argument("--batch", type=int, default=1)
@@ -45,15 +46,15 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true")
     options = parser.parse_args()
     if options.alone:
-        print(alone_ms(options.model, options.photos, options.threads, options.seconds))
+        print(alone_ms(options))
     else:
         print(*rate(options))
 
 
-def said(model: Path, photos: Path, *options: str) -> list[float]:
+def said(model: Path, precision: str, photos: Path, *options: str) -> list[float]:
     """What this program prints, in a process of its own."""
-    command = (sys.executable, "-m", "benchmarks.ceiling", str(model), str(photos), *options)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.ceiling", str(model), str(photos), "--precision", precision]
+    done = subprocess.run([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(number) for number in done.stdout.split()]
 
 
@@ -62,16 +63,15 @@ def rate(options: argparse.Namespace) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(options.processes)
     with context.Pool(options.processes, _keep, (barrier,)) as pool:
-        work = (options.model, options.photos, options.threads, options.batch, options.seconds)
-        loops = pool.starmap(_loop, [work] * options.processes, chunksize=1)
+        loops = pool.map(_loop, [options] * options.processes, chunksize=1)
     return sum(rate for rate, _ in loops), statistics.mean(cpu_ms for _, cpu_ms in loops)
 
 
-def alone_ms(model: Path, photos: Path, threads: int, seconds: float) -> float:
+def alone_ms(options: argparse.Namespace) -> float:
     """The median time of one image, decoded and encoded."""
-    work = _prepare(model, photos, threads)
+    work = _prepare(options)
     times_ms: list[float] = []
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + options.seconds
     while (start := time.perf_counter()) < deadline:
         work.embed(len(times_ms), 1)
         times_ms.append(1000 * (time.perf_counter() - start))
@@ -86,14 +86,14 @@ def _keep(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def _loop(model: Path, photos: Path, threads: int, batch: int, seconds: float) -> tuple[float, float]:
-    work = _prepare(model, photos, threads)
+def _loop(options: argparse.Namespace) -> tuple[float, float]:
+    work = _prepare(options)
     _barrier.wait()  # until the other processes have read the model too
     count = 0
     start, used_s = time.perf_counter(), time.process_time()
-    while time.perf_counter() - start < seconds:
-        work.embed(count, batch)
-        count += batch
+    while time.perf_counter() - start < options.seconds:
+        work.embed(count, options.batch)
+        count += options.batch
     used_s = time.process_time() - used_s
     return count / (time.perf_counter() - start), 1000 * used_s / count
 
@@ -114,12 +114,14 @@ class _Work:
         return np.frombuffer(picture.pixels, np.uint8).reshape(crop, crop, 3)
 
 
-def _prepare(model: Path, photos: Path, threads: int) -> _Work:
+def _prepare(options: argparse.Namespace) -> _Work:
+    model: Path = options.model
     metadata = yaml.safe_load((model.parent / "model.yaml").read_text())["metadata"]  # as BentoML writes it
-    spec = ModelSpec.from_metadata("ceiling:1", metadata, precision=model.stem)
-    encoder = Encoder(spec, threads=threads, threads_alone=threads)
+    spec = ModelSpec.from_metadata("ceiling:1", metadata, precision=options.precision)
+    encoder = Encoder(spec, threads=options.threads, threads_alone=options.threads)
     encoder.load(model)
-    return _Work(encoder, spec.preprocessing, [file.read_bytes() for file in sorted(photos.glob("*.jpg"))])
+    photos = [file.read_bytes() for file in sorted(options.photos.glob("*.jpg"))]
+    return _Work(encoder, spec.preprocessing, photos)
 
 
 if __name__ == "__main__":

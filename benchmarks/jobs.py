@@ -151,6 +151,7 @@ class JobBench:
         """Images per second, and processor time per image in ms."""
         rate, cpu_ms = ceiling.said(
             self.models[precision],
+            precision,
             self.photos[size][0].parent,
             *("--processes", str(self.setting.workers), "--batch", str(batch)),
             *("--seconds", str(self.plan.seconds)),

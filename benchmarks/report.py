@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 from benchmarks.results import Catalogue, JobRun, Measured, Report, Results, spread
 
 CHART_CONNECTIONS = 16
-_OURS = ("fp32", "int8")
+_OURS = ("fp32", "bf16", "int8")
 _COLOURS = {
     "int8": "#0b6e4f",
+    "bf16": "#2d9266",
     "fp32": "#4fb286",
     "replaced": "#8d99ae",
     "bentoml": "#c6a15b",

@@ -31,13 +31,14 @@ from benchmarks.origin import Origin
 from benchmarks.photos import SIZES, make_photos
 from benchmarks.results import MIN_COSINE, Catalogue, Measured, Report, Results, describe_machine
 from benchmarks.servers import ROOT, SIDES, Server, Setting, Side
+from embedder.model.spec import SAVED_AS
 from embedder.runtime.cpu import available_cores
 from tests.server import plain_environ
 from tests.weights import discriminating_state_dict, save_pth, torchvision_embeddings
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / ".work"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 class BenchError(Exception):
@@ -141,7 +142,8 @@ def _save_models(weights: Path, store: Path) -> dict[str, Path]:
     saved = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if saved.returncode != 0:
         raise BenchError(f"the model can't be saved: {saved.stderr.strip()}")
-    return {name: file for name in PRECISIONS for file in store.glob(f"models/*/*/{name}.onnx")}
+    (folder,) = store.glob("models/*/*/")
+    return {name: folder / f"{SAVED_AS.get(name, name)}.onnx" for name in PRECISIONS}
 
 
 def _start_s(side: Side, setting: Setting) -> float:

@@ -155,6 +155,7 @@ class Bench:
         """The first of what `benchmarks.ceiling` says."""
         return ceiling.said(
             self.models[precision],
+            precision,
             self.photos[size][0].parent,
             *("--processes", str(self.results.workers)),
             *("--seconds", str(self.plan.seconds), *options),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.load import Target
 from benchmarks.processes import Processes, free_port
+from embedder.model import openvino_runtime
 from tests.server import plain_environ
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,8 @@ class Side:
 
     @property
     def installed(self) -> bool:
+        if self.name == "bf16" and openvino_runtime.unusable() is not None:
+            return False
         return find_spec(self.package) is not None
 
 
@@ -50,11 +53,11 @@ OURS = {
 }
 
 
-def _ours(precision: str) -> Side:
+def _ours(precision: str, package: str = "bentoml") -> Side:
     return Side(
         precision,
         f"this service, {precision}",
-        "bentoml",
+        package,
         ("-m", "bentoml", "serve", "."),
         ready="/readyz",
         environ={**OURS, "EMBEDDER_PORT": "{port}", "EMBEDDER_PRECISION": precision},
@@ -63,6 +66,7 @@ def _ours(precision: str) -> Side:
 
 SIDES = (
     _ours("fp32"),
+    _ours("bf16", "openvino"),
     _ours("int8"),
     Side(
         "replaced",

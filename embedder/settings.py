@@ -203,8 +203,9 @@ class Settings:
     )
     precision: str = _setting(
         "fp32",
-        _one_of("fp32", "int8"),
-        "the arithmetic of the network; int8 is faster and takes a model saved with it",
+        _one_of("fp32", "bf16", "int8"),
+        "the arithmetic of the network; bf16 takes openvino and a processor that has it; int8 is the fastest and "
+        "takes a model saved with it",
     )
     workers: int = _setting(
         "auto",

@@ -61,7 +61,11 @@ def _parser() -> Parser:
         default="parquet",
         help="what is made beside the parts",
     )
-    add("--precision", choices=("fp32", "int8"), help="of the model; by default what EMBEDDER_PRECISION says")
+    add(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        help="of the model; by default what EMBEDDER_PRECISION says",
+    )
     add("--concurrency", type=whole, default=64, metavar="N", help="rows in work at once")
     add("--per-host", type=whole, default=16, metavar="N", help="of them from one host")
     add("--limit", type=whole, metavar="N", help="only the first rows")

@@ -44,7 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, precision: str = "fp32
     parser.add_argument(
         "--weights", default="pretrained", help="pretrained, untrained, or a .pth or .safetensors file"
     )
-    parser.add_argument("--precision", default=precision, help="fp32, or int8, which is faster")
+    parser.add_argument("--precision", default=precision, help="fp32; bf16 or int8, which are faster")
 
 
 def main() -> int:

@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from embedder.model.spec import INTERPOLATIONS, MODES, PREPROCESSING_VERSION, Preprocessing, SpecError
+from embedder.model.spec import (
+    INTERPOLATIONS,
+    MODES,
+    PREPROCESSING_VERSION,
+    SAVED_AS,
+    Preprocessing,
+    SpecError,
+)
 from models import (
     MIN_INT8_COSINE,
     ArchitectureError,
@@ -316,8 +323,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         default="fp32",
-        choices=("fp32", "int8"),
-        help="fp32 (default), or int8 as well, for EMBEDDER_PRECISION=int8",
+        choices=("fp32", "bf16", "int8"),
+        help="fp32 (default), or int8 as well, for EMBEDDER_PRECISION=int8; bf16 is served from fp32's file",
     )
     parser.add_argument(
         "--calibration-images",
@@ -343,6 +350,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     _add_onnx_options(parser)
     options = parser.parse_args(arguments)
+    options.precision = SAVED_AS.get(options.precision, options.precision)
     if options.precision == "fp32" and (options.calibration_images or options.force):
         parser.error("--calibration-images and --force are for --precision int8")
     of_onnx = ("preprocessing", "crop", "output", "licence", "l2")

@@ -110,11 +110,11 @@ def network(dimension: int = 7, crop: int = 64) -> bytes:
     return content
 
 
-def save(home: Path, metadata: Mapping[str, Any]) -> Path:  # Any: JSON
-    """Makes `home` a BENTOML_HOME that has `network()` as `tiny:1` with `metadata`; gives `home`."""
+def save(home: Path, metadata: Mapping[str, Any], onnx_file: bytes | None = None) -> Path:  # Any: JSON
+    """Makes `home` a BENTOML_HOME that has `onnx_file`, or `network()`, as `tiny:1` with `metadata`; gives `home`."""
     home.mkdir(exist_ok=True)
     file = home / "fp32.onnx"
-    file.write_bytes(network())
+    file.write_bytes(onnx_file or network())
     told = {**metadata, "precisions": {"fp32": {"file": file.name, "sha256": _sha256(file)}}}
     subprocess.run(
         [sys.executable, "-c", _SAVE, str(file)],

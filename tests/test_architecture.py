@@ -31,7 +31,8 @@ ORDER = [
 
 # Each library's private or heavy side is known to one place.
 OWNERS = {
-    "onnxruntime": {"embedder/model/encoder.py"},
+    "onnxruntime": {"embedder/model/onnx_runtime.py"},
+    "openvino": {"embedder/model/openvino_runtime.py"},
     "aiodns": {"embedder/fetch/names.py"},
     "aiohappyeyeballs": {"embedder/fetch/dialling.py"},
     "aiohttp": set(),

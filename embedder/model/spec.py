@@ -17,6 +17,9 @@ PREPROCESSING_VERSION = 1
 RENDITIONS_VERSION = 1
 """Which smaller pictures are asked for, where some are (`fetch/renditions.py`). It goes up as PREPROCESSING_VERSION."""
 
+SAVED_AS = {"bf16": "fp32"}
+"""In which precision the file was saved that is computed in another one."""
+
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 MODES = ("shorter_side", "squash")
 
@@ -99,7 +102,7 @@ class ModelSpec:
     """Numbers in an embedding."""
     preprocessing: Preprocessing
     precision: str
-    """fp32 or int8."""
+    """fp32, int8, or bf16, which is computed from fp32's file."""
     trained: bool
     weights_sha256: str
     file: str
@@ -134,7 +137,8 @@ class ModelSpec:
         if not (isinstance(precisions, Mapping) and isinstance(metadata.get("preprocessing"), Mapping)):
             raise SpecError("it was not saved by scripts/save_model.py")
         architecture, weights_sha256 = metadata.get("architecture"), metadata.get("weights_sha256")
-        if precision not in precisions:
+        saved_as = SAVED_AS.get(precision, precision)
+        if saved_as not in precisions:
             raise SpecError(
                 f"it was saved in {', '.join(precisions)}, not in {precision}; "
                 f"save it again: {save_command(architecture)} --precision {precision}"
@@ -142,7 +146,7 @@ class ModelSpec:
         dimension = metadata.get("dimension")
         if not (isinstance(dimension, int) and dimension >= 1):
             raise SpecError(f"its dimension is {dimension!r}")
-        network = precisions[precision]
+        network = precisions[saved_as]
         if not (isinstance(network, Mapping) and isinstance(network.get("file"), str)):
             raise SpecError("it was not saved by scripts/save_model.py")
         if not (isinstance(architecture, str) and isinstance(weights_sha256, str)):

@@ -77,6 +77,12 @@ def test_a_precision_that_was_not_saved_is_refused_with_the_command_that_saves_i
     assert said.endswith("python scripts/save_model.py --architecture tiny --precision int8")
 
 
+def test_bf16_is_computed_from_the_file_of_fp32_and_compared_with_itself_alone() -> None:
+    exact, bf16 = (read(networks.metadata(), precision) for precision in ("fp32", "bf16"))
+    assert (bf16.precision, bf16.file, bf16.file_sha256) == ("bf16", exact.file, exact.file_sha256)
+    assert bf16.fingerprint != exact.fingerprint
+
+
 # The fingerprint
 
 SPEC = ModelSpec.from_metadata("tiny:1", networks.metadata(), precision="fp32")
