@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 RETRY_S = 1.0
 # An image that finds no room is tried again: the images that have the room are done in seconds.
 MAX_TRIES = 60
-MIN_BF16_COSINE = 0.99
+MIN_BF16_COSINE = 0.995
 """Below this, between bf16 and fp32, no network is served in bf16."""
 _MAX_LATENCY_S = 600.0
 
@@ -238,12 +238,14 @@ class Engine:
     def _check_nearness(self, encoder: Encoder) -> None:
         """Raises StartError where `encoder`'s embeddings are far from those in fp32: nobody measured it before.
 
-        On noise ResNet18 has 0.99998, as on photos.
+        Dark surfaces show it: ResNet18 has 0.9998 at least, and 0.99996 on photos; EfficientNet-Lite0 0.978, and on
+        one photo 0.90. With noise in place of surfaces it has 0.996.
         """
         exact = Encoder(replace(self.spec, precision="fp32"), threads=1, threads_alone=1)
         self._load(exact)
         crop = self.spec.preprocessing.crop
-        pixels = np.random.default_rng(0).integers(0, 256, (4, crop, crop, 3), np.uint8)
+        surfaces = np.random.default_rng(0).integers(0, 16, (8, crop // 32 + 1, crop // 32 + 1, 3), np.uint8)
+        pixels = np.ascontiguousarray(surfaces.repeat(32, axis=1).repeat(32, axis=2)[:, :crop, :crop])
         cosine = float((encoder.encode(pixels) * exact.encode(pixels)).sum(axis=1).min())
         if not cosine >= MIN_BF16_COSINE:  # not "<": a NaN is refused
             raise StartError(

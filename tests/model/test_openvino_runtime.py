@@ -138,14 +138,14 @@ def _cancelling() -> bytes:
 
 
 @with_bf16
-def test_a_network_that_bf16_makes_another_one_is_not_served_in_it(tmp_path: Path) -> None:
+def test_a_network_that_bf16_makes_another_one_is_not_served_in_it(store: Path, tmp_path: Path) -> None:
     said = refused(networks.save(tmp_path / "home", networks.metadata(), _cancelling()), "tiny:1")
     assert re.fullmatch(
         r"in bf16 this network's embeddings have a cosine of -?0\.\d{3} with those in fp32: serve it in fp32 "
         r"\(EMBEDDER_PRECISION=fp32\)\n",
         said,
     )
-    assert refused(networks.save(tmp_path / "near", networks.metadata()), "tiny:1") == ""
+    assert refused(store, "resnet18:latest") == ""
 
 
 @with_bf16
