@@ -28,9 +28,9 @@ from embedder.http.bentoml_io import api, respond
 from embedder.http.body import BODY_TIMEOUT_S
 from embedder.http.cors import cors
 from embedder.http.dialects import Dialect, Json, embed, embed_batch, openai, tei, texts, upload, weaviate
-from embedder.http.gate import Gate, Routes
+from embedder.http.gate import Gate
 from embedder.http.openapi import openapi_document
-from embedder.http.pages import model_paths, pages
+from embedder.http.pages import pages, routes
 from embedder.http.uvicorn_private import Connection
 from embedder.metrics.measures import Metrics
 from embedder.metrics.worker_gauges import report
@@ -63,10 +63,6 @@ of_texts = (lambda: engine.spec, settings.max_inputs, texts.Texts(settings.probe
 batches = (embed_batch.EmbedBatch(settings.max_urls), upload.UploadBatch(settings.max_urls))
 
 
-def routes(dialects: list[Dialect]) -> Routes:
-    return Routes(dialects, bentoml_private.docs_assets(), model_paths(engine.spec))
-
-
 class EmbedderService(bentoml_private.GatedService):
     lane = engine.lane if settings.batching == "eager" else None
     respond = staticmethod(partial(respond, engine))
@@ -75,7 +71,7 @@ class EmbedderService(bentoml_private.GatedService):
     def gated(app: Starlette, dialects: list[Dialect]) -> ASGIApp:
         gate = Gate(
             Admission(app, check_room=check_room),
-            routes(dialects),
+            routes(dialects, engine),
             keys=APIKeys(settings.api_keys),
             metrics=engine.metrics,
             timeout_s=REQUEST_TIMEOUT_S,
@@ -85,7 +81,8 @@ class EmbedderService(bentoml_private.GatedService):
 
     @staticmethod
     def document(base: Json, dialects: list[Dialect]) -> Json:
-        return openapi_document(base, dialects, engine, routes(dialects).open_paths(settings.open_routes))
+        open_paths = routes(dialects, engine).open_paths(settings.open_routes)
+        return openapi_document(base, dialects, engine, open_paths)
 
 
 def check_room() -> None:
@@ -129,11 +126,7 @@ class ImageEmbedder:
     async def start(self) -> None:
         raise_descriptor_limit()
         await engine.start()
-        gauges = {
-            "in_flight_images": lambda: engine.pipeline.in_flight_images,
-            "in_flight_bytes": lambda: engine.byte_budget.total_bytes,
-        }
-        self.reporting = asyncio.create_task(report(engine.metrics, folder=metrics_folder, **gauges))
+        self.reporting = asyncio.create_task(report(engine.metrics, folder=metrics_folder, **engine.gauges()))
         shutdown.install()
         # What is there by now stays: collecting it took a fifth of the event loop's time.
         gc.collect()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -191,6 +191,13 @@ class Engine:
     def healthy(self) -> bool:
         """Whether the network works: False from a failed batch until a blank image goes through it again."""
         return self.encoder.healthy
+
+    def gauges(self) -> Mapping[str, Callable[[], int]]:
+        """What is in work, for `metrics/worker_gauges.py`."""
+        return {
+            "in_flight_images": lambda: self.pipeline.in_flight_images,
+            "in_flight_bytes": lambda: self.byte_budget.total_bytes,
+        }
 
     async def __aenter__(self) -> Engine:
         await self.start()

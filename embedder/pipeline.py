@@ -314,9 +314,11 @@ class Pipeline:
                     self._metrics.cache_hits.inc()
                     return replace(known, rendition=rendition, timings=timings)
                 self._metrics.cache_misses.inc()
+        asked_s = perf_counter()
         async with how.decoding or nullcontext():
+            turn_s = perf_counter() - asked_s
             picture = await self.decoders.decode(file)
-        timings |= {"decode_queue": picture.waited_s, "decode": picture.took_s}
+        timings |= {"decode_queue": turn_s + picture.waited_s, "decode": picture.took_s}
         source = Result(
             width=picture.width,
             height=picture.height,

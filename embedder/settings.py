@@ -184,6 +184,7 @@ _OPEN_ROUTES = Kind(
     lambda text: frozenset(_several(_matching("docs|info|metrics"))(text)),
     "any of docs, info and metrics, separated by commas",
 )
+_SWITCH = Kind(lambda text: _matching("[01]")(text) == "1", "1 or 0")
 _MODEL_TAG = Kind(
     _matching(r"[a-z0-9][a-z0-9._-]{0,62}:[a-z0-9][a-z0-9._-]{0,62}"),
     "a tag of BentoML's model store, `name:version` or `name:latest`",
@@ -327,6 +328,9 @@ class Settings:
         "",
         _OPEN_ROUTES,
         "what needs no key beside the health routes, where keys are set: any of docs, info and metrics",
+    )
+    playground: bool = _setting(
+        "1", _SWITCH, "whether there is a page at `/playground`; it asks for a key where keys are set"
     )
 
     def __post_init__(self) -> None:

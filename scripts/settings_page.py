@@ -40,7 +40,7 @@ GROUPS = {
         *("fetch_timeout_s", "connect_timeout_s", "max_redirects", "allowed_hosts", "allowed_ports"),
         *("allowed_networks", "renditions", "contact", "proxy"),
     ),
-    "Access": ("api_keys", "open_routes", "cors_origins"),
+    "Access": ("api_keys", "open_routes", "cors_origins", "playground"),
 }
 
 BEGINNING = """\

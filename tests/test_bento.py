@@ -95,7 +95,8 @@ def test_a_bento_of_untrained_weights_is_refused_unless_told(untrained: Path) ->
 
 def test_it_carries_what_serves_and_nothing_else(bento: Path) -> None:
     packed = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*") if path.is_file()}
-    serving = {str(path.relative_to(ROOT)) for path in (ROOT / "embedder").rglob("*.py")}
+    code = [path for path in (ROOT / "embedder").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    serving = {str(path.relative_to(ROOT)) for path in (*code, *(ROOT / "samples").glob("*.jpg"))}
     assert packed == serving | {
         "service.py",
         "requirements.lock",
@@ -184,3 +185,5 @@ def test_it_serves_its_own_model_from_a_clean_environment(
         answer = server.post("/embed", {"url": url})
         assert np.array(answer.json()["embedding"]) @ reference(photo) >= 0.9999
         assert server.get("/info").json()["model"]["weights"] == "discriminating.pth"
+        assert "playground/page.js" in server.get("/playground").text
+        assert server.get("/playground/samples/chelsea.jpg").content == photo

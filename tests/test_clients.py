@@ -254,7 +254,9 @@ def test_another_model_than_the_one_expected_is_409_in_every_dialect(
             assert part in answer.text
 
 
-def test_an_answer_for_one_image_says_how_long_it_took(server: Server, photo: bytes, photo_url: str) -> None:
+def test_an_answer_for_up_to_64_images_says_how_long_it_took(
+    server: Server, photo: bytes, photo_url: str
+) -> None:
     def timing(answer: requests.Response) -> dict[str, float]:
         found = answer.headers["Server-Timing"].split(", ")
         return {name: float(duration) for name, duration in (part.split(";dur=") for part in found)}
@@ -264,8 +266,14 @@ def test_an_answer_for_one_image_says_how_long_it_took(server: Server, photo: by
     assert sum(fetched.values()) - fetched["total"] <= fetched["total"] + 0.5  # each is rounded to 0.1 ms
     carried = server.post("/v1/embeddings", {"input": data_url(photo)})
     assert list(timing(carried)) == ["decode", "queue", "encode", "total"]
+    several = timing(server.post("/embed_batch", {"urls": [f"{photo_url}?{n}" for n in range(64)]}))
+    assert list(several) == ["fetch", "decode", "queue", "encode", "total"]
+    # Of stages that images go through side by side, none is longer than the whole.
+    assert max(several.values()) <= several["total"] + 0.1
+    refused = timing(server.post("/embed_batch", {"urls": ["http://10.0.0.1/"]}))
+    assert list(refused) == ["queue", "total"]
     for answer in (
-        server.post("/embed_batch", {"urls": [photo_url] * 2}),
+        server.post("/v1/embeddings", {"input": [data_url(photo)] * 65}),  # which goes through in windows
         server.post("/embed", {"url": "http://10.0.0.1/"}),
     ):
         assert "Server-Timing" not in answer.headers

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, object] = {
     "decode_timeout_s": 10.0, "formats": (),
     "max_redirects": 5, "allowed_hosts": (), "allowed_ports": frozenset({80, 443}), "allowed_networks": (),
     "renditions": (), "contact": "", "proxy": "", "cache_entries": 10_000, "api_keys": (), "open_routes": frozenset(),
+    "playground": True,
 }  # fmt: skip
 FROM_THE_MACHINE = {"workers", "decoders", "max_in_flight_bytes", "max_decoding_bytes"}
 # What one request may bring must have room in work, so the edges of some settings need others.
@@ -124,6 +125,7 @@ TAKEN: dict[str, dict[str, object]] = {
     },
     "EMBEDDER_API_KEYS": {f" {KEY} , {'!~' * 8},": (KEY, "!~" * 8), "x" * 256: ("x" * 256,)},
     "EMBEDDER_OPEN_ROUTES": {"docs, metrics,info": {"docs", "info", "metrics"}},
+    "EMBEDDER_PLAYGROUND": {"0": False, "1": True},
 }
 # No plain number to a reader: Python's int() and float() take most of them.
 NO_NUMBERS = ["many", "-1", "+64", "6.4e1", "1_000", "0x40", "64 64", "64k", "６４", "²", "nan", "9" * 5000]
@@ -176,6 +178,7 @@ REFUSED = {
     ],
     "EMBEDDER_API_KEYS": ["k" * 15, "k" * 257, f"{KEY},short", f"{KEY} {KEY}", "ключ" * 8, ",", " , "],
     "EMBEDDER_OPEN_ROUTES": ["doc", "/docs", "metrics;info", "health", "all"],
+    "EMBEDDER_PLAYGROUND": ["true", "no", "2", "01"],
 }
 
 

@@ -122,8 +122,8 @@ def _answer(exchange: Exchange, received: Received, results: Sequence[Result], e
     exchange.answered = True
     response.headers[MODEL_HEADER] = engine.spec.tag
     response.headers[FINGERPRINT_HEADER] = engine.spec.fingerprint
-    if len(results) == 1:
-        response.headers["Server-Timing"] = exchange.server_timing(results[0])
+    if len(results) <= AT_ONCE:
+        response.headers["Server-Timing"] = exchange.server_timing(results)
     return response
 
 

@@ -77,12 +77,18 @@ class Exchange:
         self.dialect = able[0]
         return able[0]
 
-    def server_timing(self, result: Result) -> str:
-        """The header's value, where the request is of one image: https://www.w3.org/TR/server-timing."""
+    def server_timing(self, results: Sequence[Result]) -> str:
+        """The header's value for a request whose images went through at once: https://www.w3.org/TR/server-timing.
+
+        Of several images, which are fetched and decoded side by side, a stage is what the slowest took.
+        """
         now_s = perf_counter()
-        timings = dict(result.timings)
+        timings: dict[str, float] = {}
+        for result in results:
+            for name, took_s in result.timings.items():
+                timings[name] = max(took_s, timings.get(name, 0.0))
         queue_s = timings.pop("decode_queue", 0.0)
-        if "decode" in timings:  # otherwise the embedding was known
+        if "decode" in timings:  # otherwise all embeddings were known
             waited_s = WAITED_S.get(0.0)
             queue_s += waited_s
             timings["encode"] = now_s - self.decoded_s - waited_s

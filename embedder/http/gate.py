@@ -54,6 +54,8 @@ class Routes:
     assets: Sequence[str] = ()
     models: Sequence[str] = ()
     """The paths of the model that is served."""
+    open_pages: Sequence[str] = ()
+    """Pages that are answered without a key, with their files: nothing of the model is in them."""
 
     @property
     def openable(self) -> Mapping[str, frozenset[str]]:
@@ -67,11 +69,12 @@ class Routes:
     def methods(self) -> Mapping[str, Sequence[str]]:
         """By path."""
         posted = {dialect.paths[0]: _POST for dialect in self.dialects}
-        return {**posted, **dict.fromkeys(sorted(ALWAYS_OPEN.union(*self.openable.values())), _GET)}
+        got = ALWAYS_OPEN.union(self.open_pages, *self.openable.values())
+        return {**posted, **dict.fromkeys(sorted(got), _GET)}
 
     def open_paths(self, open_routes: frozenset[str]) -> frozenset[str]:
         """What needs no key where keys are set; `open_routes` are names of `openable`."""
-        return ALWAYS_OPEN.union(*(self.openable[name] for name in open_routes))
+        return ALWAYS_OPEN.union(self.open_pages, *(self.openable[name] for name in open_routes))
 
 
 class Gate:
@@ -106,9 +109,9 @@ class Gate:
         aliases = {path: dialect.paths[0] for dialect in routes.dialects for path in dialect.paths}
         # Do not let BentoML redirect `/embed/`: it would send body and key to the Host that the client named,
         # over http.
-        names = {path: path for path in self._methods if path != "/"} | aliases
+        names = {path: path for path in self._methods if not path.endswith("/")} | aliases
         self._renamed = {
-            **{f"{name}/": path for name, path in names.items()},
+            **{f"{name}/": path for name, path in names.items() if f"{name}/" not in self._methods},
             **{name: path for name, path in names.items() if name != path},
         }
 

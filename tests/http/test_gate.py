@@ -18,14 +18,16 @@ from embedder.http.client import LINGER_BYTES
 from embedder.http.dialects.embed import Embed
 from embedder.http.dialects.embed_batch import EmbedBatch
 from embedder.http.gate import ALWAYS_OPEN, Gate, Routes
+from embedder.http.pages import playground
 from embedder.metrics.measures import Metrics
 from tests.server import KEYS, Server, assert_error, until
 
-ROUTES = Routes([Embed(), EmbedBatch(64)], docs_assets())
+ROUTES = Routes([Embed(), EmbedBatch(64)], docs_assets(), (), playground.paths())
 METHODS = ROUTES.methods()
-PAGES = [path for path, methods in METHODS.items() if "GET" in methods and path not in ROUTES.assets]
+PARTS = (*ROUTES.assets, *ROUTES.open_pages)
+PAGES = [path for path, methods in METHODS.items() if "GET" in methods and path not in PARTS]
 WITHOUT_CONTENT = ("/.well-known/live", "/.well-known/ready")
-OPEN = (*ALWAYS_OPEN, "/metrics")  # of the locked service
+OPEN = (*ALWAYS_OPEN, "/metrics", *ROUTES.open_pages)  # of the locked service
 LOCKED = [path for path in (*PAGES, "/static_content/swagger-ui.css") if path not in OPEN]
 KEY = {"X-API-Key": KEYS[1]}
 # What socket buffers on both sides may take of a body that nobody reads.
@@ -50,7 +52,7 @@ def test_each_route_names_the_methods_that_it_takes(server: Server, path: str) -
             assert answer.headers["Allow"] == ", ".join(METHODS[path])
 
 
-@pytest.mark.parametrize("path", [*PAGES, *ROUTES.assets])
+@pytest.mark.parametrize("path", [*PAGES, *PARTS])
 def test_every_page_and_every_part_of_it_is_there(server: Server, path: str) -> None:
     assert server.get(path).status_code == (204 if path in WITHOUT_CONTENT else 200)
 

@@ -1,4 +1,4 @@
-"""What is asked for with GET: `/health`, `/info`, and the OpenAPI page at `/docs` and `/`.
+"""What is asked for with GET: `/health`, `/info`, the OpenAPI page at `/docs` and `/`, and `/playground`.
 
 And what clients of other services ask for: `/v1/models` OpenAI's, `/meta` and `/.well-known/` Weaviate's.
 """
@@ -6,7 +6,7 @@ And what clients of other services ask for: `/v1/models` OpenAI's, `/meta` and `
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 
@@ -17,9 +17,11 @@ from starlette.routing import Route
 
 from embedder import __version__
 from embedder.engine import Engine
-from embedder.http.bentoml_private import docs_page
-from embedder.http.dialects import json_reply
+from embedder.http.bentoml_private import docs_assets, docs_page
+from embedder.http.dialects import Dialect, json_reply
 from embedder.http.dialects.openai import models
+from embedder.http.gate import Routes
+from embedder.http.pages import playground
 from embedder.model.spec import ModelSpec
 
 # BentoML's page carries Google's tag manager. A reader's browser must talk to this service alone.
@@ -73,6 +75,7 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
             *(Route(path + "/{name}", model_view) for path in _MODELS),
             Route("/docs", docs_view),
             Route("/", docs_view),
+            *(playground.routes() if engine.settings.playground else ()),
         ]
     )
 
@@ -80,7 +83,13 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
 _MODELS = ("/v1/models", "/models")
 
 
-def model_paths(spec: ModelSpec) -> list[str]:
+def routes(dialects: Sequence[Dialect], engine: Engine) -> Routes:
+    """Every path there is: the dialects' and the pages'."""
+    open_pages = playground.paths() if engine.settings.playground else ()
+    return Routes(dialects, docs_assets(), _model_paths(engine.spec), open_pages)
+
+
+def _model_paths(spec: ModelSpec) -> list[str]:
     """Where the model is described: the list of all, and it alone, by its tag and by its name."""
     names = ("", f"/{spec.tag}", f"/{spec.tag.partition(':')[0]}")
     return [path + name for path in _MODELS for name in names]
