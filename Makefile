@@ -9,6 +9,7 @@ IMAGE ?= image-embedder:latest
 CERTIFICATES ?= $(SSL_CERT_FILE)
 MODEL = --architecture '$(ARCHITECTURE)' --weights '$(WEIGHTS)' --precision '$(PRECISION)'
 BUILDING = --engine '$(ENGINE)' --base-image '$(BASE_IMAGE)' --certificates '$(CERTIFICATES)' --options '$(BUILD_OPTIONS)'
+EXTRAS ?= $(filter bf16,$(PRECISION))
 
 BIN := .venv/bin
 # The levels in `.venv`: milliseconds when there is nothing to install.
@@ -29,6 +30,7 @@ Use
   make bento           build the Bento and print its tag: ARCHITECTURE  WEIGHTS  PRECISION
   make container       build the Bento and its image: as for bento, and IMAGE=image-embedder:latest
                        BASE_IMAGE=python:3.11-slim  ENGINE=docker|podman|buildah  BUILD_OPTIONS='no-cache ...'
+                       EXTRAS='heic jxl bf16', extras of pyproject.toml to install as well; PRECISION=bf16 brings its own
                        CERTIFICATES=/path/to/bundle.pem, for a package index behind a proxy with its own
 
 Develop
@@ -73,7 +75,7 @@ bento:
 	@EMBEDDER_MODEL='$(or $(EMBEDDER_MODEL),$(subst /,-,$(ARCHITECTURE)):latest)' $(BIN)/bentoml build
 
 container: bento
-	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' $(BUILDING)
+	@$(BIN)/python scripts/containerize.py --image '$(IMAGE)' --extras '$(EXTRAS)' $(BUILDING)
 
 test: setup
 	@$(BIN)/python -m pytest -m 'not models' --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

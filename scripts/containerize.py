@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("docker", "podman", "buildah")
 PASSED_ON = (
     *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT"),
@@ -31,6 +33,9 @@ def main() -> None:
     parser.add_argument("--base-image", default="", help="a slim Python 3.11 (python:3.11-slim)")
     parser.add_argument("--certificates", default="", help="a bundle that the build trusts, in PEM")
     parser.add_argument(
+        "--extras", default="", help="extras of pyproject.toml to install as well, like 'bf16 heic'"
+    )
+    parser.add_argument(
         "--options", default="", help="more for the engine's build command, like 'no-cache network=host'"
     )
     arguments = parser.parse_args()
@@ -43,6 +48,8 @@ def main() -> None:
         if not bundle.is_file():
             sys.exit(f"container: there is no bundle of certificates {bundle}: set CERTIFICATES")
         options.append(f"secret=id=certificates,src={bundle}")
+    if arguments.extras:
+        options.append(f"build-arg=EXTRAS={' '.join(_requirements(arguments.extras.split()))}")
     options += [f"build-arg={name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
     containerized = subprocess.run(
         [
@@ -61,6 +68,15 @@ def main() -> None:
     print(f"container: {engine} has built {arguments.image}; to run it:")
     hardened = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --stop-timeout 75"
     print(f"    {runner} run {hardened} --publish 8000:8000 {arguments.image}")
+
+
+def _requirements(extras: Sequence[str]) -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = project["optional-dependencies"]
+    for extra in extras:
+        if extra not in known:
+            sys.exit(f"container: there is no extra {extra!r}; there are {', '.join(known)}")
+    return [requirement for extra in extras for requirement in known[extra]]
 
 
 def find_engine(engines: Sequence[str] = ENGINES) -> str:

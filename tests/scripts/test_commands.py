@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -341,6 +342,16 @@ def test_an_image_is_built_with_the_machines_index_proxy_and_certificates(fake_c
         f"build-arg=HTTPS_PROXY={proxy}",
     ):
         assert f"<--opt><{option}>" in done.stdout
+
+
+def test_extras_are_what_pyproject_says_they_are(fake_checkout: Path) -> None:
+    done = containerize(fake_checkout, "--extras", "bf16 jxl")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (bf16,), (jxl,) = (project["optional-dependencies"][extra] for extra in ("bf16", "jxl"))
+    assert f"<--opt><build-arg=EXTRAS={bf16} {jxl}>" in done.stdout
+    assert containerize(fake_checkout, "--extras", "heif").stderr.startswith(
+        "container: there is no extra 'heif'; "
+    )
 
 
 def test_a_bundle_of_certificates_that_is_not_there_is_said_in_one_line(fake_checkout: Path) -> None:
