@@ -111,7 +111,7 @@ class Bench:
     ) -> Point:
         target = server.target(self.origin.prefix(SIZE), len(self.photos))
         if urls:
-            target = replace(target, endpoint=f"{server.url}/embed_batch", urls=urls)
+            target = replace(target, endpoint=f"{server.url}/embed_batch", shape="list", urls=urls)
         load.warm(target, connections=connections, seconds=WARM_S)
         seen = load.run(target, connections=connections, seconds=SECONDS)
         return Point(chart, line, at, seen.rate * max(1, urls), seen.p50_ms, seen.p99_ms)

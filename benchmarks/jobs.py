@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import ceiling
+from benchmarks import apart, ceiling
 from benchmarks.origin import Origin
 from benchmarks.processes import Finished, Processes
 from benchmarks.results import MIN_COSINE, Catalogue, JobRun
@@ -115,7 +114,7 @@ class JobBench:
         Raises RuntimeError where a job fails, leaves a row out, or gives a wrong vector.
         """
         commands = {
-            job.name: _installed_apart(job.apart, self.setting.folder) for job in self.jobs if job.apart
+            job.name: apart.commands(job.apart, self.setting.folder) for job in self.jobs if job.apart
         }
         for size in self.results.rows:
             pictures = [Image.open(file).convert("RGB") for file in self.photos[size]]
@@ -212,21 +211,6 @@ def _min_cosine(job: Job, out: Path, rows: int, expected: NDArray[np.float64]) -
     if not worst >= MIN_COSINE:
         raise RuntimeError(f"{job.label} gives wrong vectors: cosine {worst:.4f} to torchvision's")
     return worst
-
-
-def _installed_apart(requirement: str, folder: Path) -> Path:
-    """The commands of a virtual environment that has it, made in `folder` the first time."""
-    home = folder / requirement
-    stamp = home / "complete"
-    if not stamp.exists():
-        _say(f"installing {requirement} into {home}")
-        venv.create(home, clear=True, with_pip=True)
-        pip = (str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        done = subprocess.run([*pip, requirement], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{requirement} can't be installed: {done.stderr.strip()}")
-        stamp.touch()
-    return home / "bin"
 
 
 def _say(what: str) -> None:

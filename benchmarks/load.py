@@ -6,9 +6,13 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 SCRIPT = Path(__file__).with_name("post.lua")
 TIMEOUT_S = 60
+
+Shape = Literal["url", "list", "kserve"]
+"""Of a request: {"url": ...}, {"urls": [...]}, or one image in the KServe protocol, version 2."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,13 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where to post, and what: photos under `prefix`, `urls` of them as a list, or one alone with 0."""
+    """Where to post, and what: photos under `prefix`, one a request, or `urls` of them in a list."""
 
     endpoint: str
     prefix: str
     files: int
-    urls: int = 0
+    shape: Shape = "url"
+    urls: int = 1
     pace_ms: float = 0
     """How long each connection waits before a request, on average."""
 
@@ -59,7 +64,7 @@ def start(target: Target, *, connections: int, seconds: float) -> subprocess.Pop
                 f"{TIMEOUT_S}s",
             ),
             *("-s", str(SCRIPT), target.endpoint, "--"),
-            *(target.prefix, str(target.files), str(target.urls), f"{target.pace_ms:.1f}"),
+            *(target.prefix, str(target.files), target.shape, str(target.urls), f"{target.pace_ms:.1f}"),
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -1,9 +1,11 @@
 -- What wrk posts: each request names photos of one size, every time under a URL that nobody has asked for before.
 --
---   wrk ... http://127.0.0.1:PORT/PATH -- PREFIX FILES [URLS] [PACE_MS]
+--   wrk ... http://127.0.0.1:PORT/PATH -- PREFIX FILES [SHAPE] [URLS] [PACE_MS]
 --
 -- PREFIX   where the photos are, "http://127.0.0.1:8080/640/": 0.jpg, 1.jpg, ... to FILES - 1
--- URLS     0: {"url": ...} (the default); more: {"urls": [...]} of so many
+-- SHAPE    url: {"url": ...} (the default); list: {"urls": [...]}; kserve: one URL as a tensor of bytes, in
+--          the JSON of the KServe protocol, version 2
+-- URLS     how many are in a list; 1 is the default
 -- PACE_MS  each connection waits so long on average before a request; 0: it does not
 --
 -- The last line of output is JSON.
@@ -17,7 +19,7 @@ end
 
 function init(args)
   prefix, files = args[1], tonumber(args[2])
-  urls, pace_ms = tonumber(args[3] or 0), tonumber(args[4] or 0)
+  shape, urls, pace_ms = args[3] or "url", tonumber(args[4] or 1), tonumber(args[5] or 0)
   math.randomseed(os.time() * 100 + id)
   run = string.format("%d.%d.%d", id, os.time(), math.random(1e9))
   count = 0
@@ -37,8 +39,10 @@ end
 
 function request()
   local body
-  if urls == 0 then
+  if shape == "url" then
     body = '{"url": ' .. url() .. '}'
+  elseif shape == "kserve" then
+    body = '{"inputs": [{"name": "url", "shape": [1, 1], "datatype": "BYTES", "data": [' .. url() .. ']}]}'
   else
     local list = {}
     for i = 1, urls do list[i] = url() end

@@ -20,6 +20,8 @@ _COLOURS = {
     "bentoml": "#c6a15b",
     "litserve": "#b56576",
     "mosec": "#6d597a",
+    "ray": "#457b9d",
+    "triton": "#9c6644",
 }
 
 

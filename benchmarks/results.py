@@ -15,8 +15,8 @@ from typing import Any
 MIN_COSINE = 0.99
 """Of each side's vectors to torchvision's."""
 PACKAGES = (
-    *("bentoml", "onnxruntime", "pillow", "aiohttp", "uvloop", "numpy", "torch", "torchvision"),
-    *("fastapi", "uvicorn", "requests", "litserve", "mosec", "pyarrow", "daft"),
+    *("bentoml", "onnxruntime", "openvino", "pillow", "aiohttp", "uvloop", "numpy", "torch", "torchvision"),
+    *("fastapi", "uvicorn", "requests", "litserve", "mosec", "ray", "pyarrow", "daft"),
 )
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import requests
@@ -53,7 +54,8 @@ def main() -> int:
                 raise BenchError(f"{program} is not installed: apt-get install {package}")
         found = Report.read(HERE / "results.json")
         sides = _installed(options.sides)
-        measured = measure(sides, options.sizes, scenarios.QUICK if options.quick else scenarios.FULL)
+        plan = scenarios.QUICK if options.quick else scenarios.FULL
+        measured = measure(sides, options.sizes, replace(plan, rounds=options.rounds or plan.rounds))
     except (BenchError, LoadError, RuntimeError, requests.RequestException) as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
@@ -190,6 +192,7 @@ def _options() -> argparse.Namespace:
         description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument("--rounds", type=int, help="of turns: 3, or 2 with --quick")
     parser.add_argument("--sides", type=sides, default=list(names.values()), help=",".join(names))
     parser.add_argument("--sizes", type=sizes, default=list(SIZES), help=",".join(SIZES))
     return parser.parse_args()

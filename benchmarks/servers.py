@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import requests
 from numpy.typing import NDArray
 
-from benchmarks.load import Target
+from benchmarks import apart
+from benchmarks.load import Shape, Target
 from benchmarks.processes import Processes, free_port
 from embedder.model import openvino_runtime
 from tests.server import plain_environ
@@ -36,8 +39,11 @@ class Side:
     ready: str = "/health"
     environ: Mapping[str, str] = field(default_factory=dict)
     """Beside what all sides get; {port} and {ports}, those of the origin, are filled in."""
-    in_list: bool = False
-    """Its request is {"urls": [one]} and its answer [[...]], not {"url": ...} and {"embedding": [...]}."""
+    path: str = "/embed"
+    shape: Shape = "url"
+    """Of its request. The answer of "url" is {"embedding": [...]}, of "list" [[...]]."""
+    apart: str = ""
+    """What is installed into a virtual environment of its own, as it can't be beside the rest."""
 
     @property
     def installed(self) -> bool:
@@ -86,7 +92,7 @@ SIDES = (
             *("--host", "127.0.0.1", "--port", "{port}"),
         ),
         ready="/readyz",
-        in_list=True,
+        shape="list",
     ),
     Side(
         "litserve",
@@ -103,6 +109,31 @@ SIDES = (
             *("--port", "{port}", "--timeout", "60000"),
         ),
         ready="/metrics",
+    ),
+    Side(
+        "ray",
+        "Ray Serve",
+        "ray.serve",
+        ("-m", "benchmarks.sides.ray_serve", "--port", "{port}"),
+        ready="/-/healthz",
+        environ={
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_MAXCONN": "1000",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+    ),
+    Side(
+        "triton",
+        "Triton (pytriton)",
+        "torch",
+        ("-m", "benchmarks.sides.triton_server", "--port", "{port}"),
+        ready="/v2/health/ready",
+        # Else Triton's interpreter, which runs in a process of its own, may load another Python's library.
+        environ={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
+        path="/v2/models/embed/infer",
+        shape="kserve",
+        apart="nvidia-pytriton==0.7.0",
     ),
 )
 
@@ -141,6 +172,7 @@ class Server:
         self._setting = setting
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
+        self._endpoint = self.url + side.path
         self.log = setting.folder / f"{side.name}.log"
 
     def __enter__(self) -> Server:
@@ -149,10 +181,13 @@ class Server:
             "ports": ",".join(map(str, self._setting.origin_ports)),
             "workers": str(self._setting.workers),
         }
+        python = sys.executable
+        if self.side.apart:
+            python = str(apart.commands(self.side.apart, self._setting.folder, with_ours=True) / "python")
         start_s = time.perf_counter()
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, *(part.format(**names) for part in self.side.command)],
+                [python, *(part.format(**names) for part in self.side.command)],
                 cwd=ROOT,
                 env=self._setting.environ(self.side.environ, names),
                 stdout=log,
@@ -176,15 +211,13 @@ class Server:
 
     def target(self, prefix: str, files: int, *, pace_ms: float = 0) -> Target:
         """Single images for wrk to post."""
-        return Target(f"{self.url}/embed", prefix, files, urls=int(self.side.in_list), pace_ms=pace_ms)
+        return Target(self._endpoint, prefix, files, self.side.shape, pace_ms=pace_ms)
 
     def embed(self, url: str) -> NDArray[np.float32]:
         """The vector of one image. Raises requests' exceptions when the answer is not 200."""
-        body = {"urls": [url]} if self.side.in_list else {"url": url}
-        response = requests.post(f"{self.url}/embed", json=body, timeout=60)
+        response = requests.post(self._endpoint, json=_body(self.side.shape, url), timeout=60)
         response.raise_for_status()
-        answer = response.json()
-        return np.array(answer[0] if self.side.in_list else answer["embedding"], dtype=np.float32)
+        return np.array(_embedding(self.side.shape, response.json()), dtype=np.float32)
 
     def embed_batch(self, urls: list[str]) -> int:
         """How many vectors came back. Raises requests' exceptions when the answer is not 200 or not whole."""
@@ -219,3 +252,20 @@ class Server:
                 pass
             time.sleep(0.02)
         raise RuntimeError(f"{self.side.label} did not start: see {self.log}")
+
+
+def _body(shape: Shape, url: str) -> dict[str, Any]:  # Any: JSON
+    """As post.lua writes it."""
+    if shape == "kserve":
+        tensor = {"name": "url", "shape": [1, 1], "datatype": "BYTES", "data": [url]}
+        return {"inputs": [tensor]}
+    return {"urls": [url]} if shape == "list" else {"url": url}
+
+
+def _embedding(shape: Shape, answer: Any) -> list[float]:  # Any: JSON
+    embedding: list[float]
+    if shape == "kserve":
+        embedding = answer["outputs"][0]["data"]
+    else:
+        embedding = answer[0] if shape == "list" else answer["embedding"]
+    return embedding
