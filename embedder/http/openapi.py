@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import orjson
 import yaml
@@ -10,13 +11,22 @@ import yaml
 from embedder import __version__, errors
 from embedder.engine import Engine
 from embedder.http.bentoml_io import FINGERPRINT_HEADER, MODEL_HEADER
-from embedder.http.dialects import Dialect, Json
+from embedder.http.dialects import Dialect, Group, Json, openai, weaviate
 from embedder.http.dialects.documents import error_responses, header, json_content
 from embedder.http.dialects.native import error_reply
 
+# Either is enough.
 _SECURITY_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key that this service was given."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key, elsewhere."},
+}
+_OPERATION = Group("Operation", "What is served, whether it is healthy, and its metrics")
+# What BentoML's document does not say of its own routes.
+_SUMMARIES = {
+    "/healthz": "Whether this process lives, as /livez",
+    "/livez": "Whether this process lives",
+    "/readyz": "Whether this process takes requests",
+    "/metrics": "Metrics, for Prometheus",
 }
 _ANY: Json = {"200": {"description": "It.", "content": {"application/json": {"schema": {"type": "object"}}}}}
 _SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
@@ -43,7 +53,9 @@ def openapi_document(
     operations: dict[str, list[Json]] = {}
     for names, part in documented:
         for path in names:
-            operations.setdefault(path, []).append(part.operation)
+            also = {"summary": f"Another name of {names[0]}"} if path != names[0] else {}
+            operations.setdefault(path, []).append({"tags": [part.group.name], **part.operation, **also})
+    groups = dict.fromkeys([*(part.group for _, part in documented), _OPERATION])
     paths = {
         **{path: {"post": _operation(path, _joined(parts))} for path, parts in operations.items()},
         **_own_pages(),
@@ -53,9 +65,14 @@ def openapi_document(
     return OpenAPIDocument(
         openapi="3.1.0",
         **({"security": _SECURITY} if keyed else {}),
-        info={"title": base["info"]["title"], "version": __version__, "description": _description(engine)},
+        info={
+            "title": "image-embedder",
+            "version": __version__,
+            "summary": "Images in, vectors out: for visual search, de-duplication and recommendation.",
+            "description": _description(engine),
+        },
         servers=base["servers"],
-        tags=base["tags"],
+        tags=[asdict(group) for group in groups],
         paths=_with_keys(paths, set(open_paths), dialects) if keyed else paths,
         components={
             "schemas": {**schemas, **_schemas(engine)},
@@ -65,20 +82,32 @@ def openapi_document(
 
 
 def _description(engine: Engine) -> str:
-    settings = engine.settings
-    return (
-        f"Image URLs in, L2-normalised embeddings of {engine.spec.dimension} numbers out. The dot product of two "
-        "embeddings is the cosine of the images' similarity. Compare only embeddings of one "
-        f"{FINGERPRINT_HEADER}: here {engine.spec.fingerprint}.\n\n"
-        f"Limits: {settings.max_urls} URLs a batch, {errors.megabytes(settings.max_image_bytes)} and "
-        f"{settings.max_image_pixels} pixels an image, {errors.megabytes(settings.max_body_bytes)} a body, "
-        f"{settings.fetch_timeout_s:g} s and {settings.max_redirects} redirects a download.\n\n"
-        'Every error is `{"error": "what happened", "code": "snake_case"}`, but for the routes of other clients.'
+    settings, spec = engine.settings, engine.spec
+    playground = " [The playground](playground) shows what the vectors of your pictures say."
+    public = "" if settings.allowed_networks else ", from public addresses only"
+    untrained = "**This model is untrained**: its vectors are useless for search."
+    return "\n\n".join(
+        [
+            *([] if spec.trained else [untrained]),
+            "Open an operation and press *Execute*: each has an example that works as it is, also without a network."
+            + (playground if settings.playground else ""),
+            f"**Vectors** have {spec.dimension} numbers and norm 1: the dot product of two is their cosine. They are "
+            f"of the model `{spec.tag}`. Compare only vectors of one `{FINGERPRINT_HEADER}`, here "
+            f"`{spec.fingerprint}`.",
+            f"**Limits**: {settings.max_urls} images in `/embed_batch`, {settings.max_inputs:,} in other clients' "
+            f"lists; {errors.megabytes(settings.max_image_bytes)} and {settings.max_image_pixels:,} pixels an image; "
+            f"{errors.megabytes(settings.max_body_bytes)} a body; {settings.fetch_timeout_s:g} s and "
+            f"{settings.max_redirects} redirects a download{public}.",
+            '**Errors** are `{"error": "what happened", "code": "snake_case"}`, but for other clients\' routes, which '
+            "have what those clients read. 422 is the image or its URL, other 4xx the request: another one would "
+            "work. 424 is the image's server: later, the same one may. 429 and 503: come back after `Retry-After` "
+            "seconds. 500 is a bug.",
+        ]
     )
 
 
 def _joined(operations: Sequence[Json]) -> Json:
-    """One of several dialects on a path: the first's words, and what any of them takes and answers."""
+    """One of several dialects on a path: what each says, takes and answers. The summary is the first's."""
     first, *others = operations
     responses: Json = dict(first["responses"])
     for other in others:
@@ -90,7 +119,13 @@ def _joined(operations: Sequence[Json]) -> Json:
     takes: Json = first["requestBody"]["content"]
     for other in others:
         takes = _either(takes, other["requestBody"]["content"])
-    return {**first, "requestBody": {**first["requestBody"], "content": takes}, "responses": responses}
+    said = [operation["description"] for operation in operations if "description" in operation]
+    return {
+        **first,
+        **({"description": "\n\n".join(said)} if said else {}),
+        "requestBody": {**first["requestBody"], "content": takes},
+        "responses": responses,
+    }
 
 
 def _either(one: Json, other: Json) -> Json:
@@ -98,6 +133,9 @@ def _either(one: Json, other: Json) -> Json:
     content: Json = dict(one)
     for media_type, said in other.items():
         known: Json = content.get(media_type) or said
+        if "examples" in known or "examples" in said:
+            examples = known.get("examples", {})
+            known = {**known, "examples": {**examples, **said.get("examples", {}), **examples}}
         content[media_type] = known
         if known["schema"] != said["schema"]:
             schemas = [*known["schema"].get("anyOf", [known["schema"]]), said["schema"]]
@@ -118,7 +156,7 @@ def _operation(path: str, operation: Json) -> Json:
         if headers:
             response["headers"] = {**response.get("headers", {}), **headers}
     name = path.strip("/").replace("/", "_")
-    return {"operationId": name, "tags": ["Service APIs"], **operation, "responses": responses}
+    return {"operationId": name, **operation, "responses": responses}
 
 
 def _own_pages() -> Json:
@@ -136,13 +174,13 @@ def _own_pages() -> Json:
             "The model and its provenance, the limits in force, versions",
             {"200": {"description": "What is served.", "content": json_content("Info")}},
         ),
-        "/v1/models": _page("models", "The model that is served, for OpenAI's clients", _ANY),
-        "/meta": _page("meta", "The model that is served, for Weaviate", _ANY),
+        "/v1/models": _page("models", "The model that is served", _ANY, openai.GROUP),
+        "/meta": _page("meta", "The model that is served", _ANY, weaviate.GROUP),
     }
 
 
-def _page(name: str, summary: str, responses: Json) -> Json:
-    said = {"operationId": name, "tags": ["Infrastructure"], "summary": summary, "responses": responses}
+def _page(name: str, summary: str, responses: Json, group: Group = _OPERATION) -> Json:
+    said = {"operationId": name, "tags": [group.name], "summary": summary, "responses": responses}
     return {"get": said}
 
 
@@ -154,6 +192,8 @@ def _infrastructure(base: Json) -> Json:
         path: {
             "get": {
                 **item["get"],
+                "tags": [_OPERATION.name],
+                "summary": _SUMMARIES.get(path, path),
                 "responses": {
                     "200": {**item["get"]["responses"]["200"], "content": text},
                     **(ready if path == "/readyz" else {}),

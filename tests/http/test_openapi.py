@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from embedder.http.dialects.documents import EXAMPLE_URL as CDN_URL
 from embedder.http.gate import ALWAYS_OPEN
 from tests import pictures
 from tests.origin import Origin
@@ -86,6 +87,28 @@ def test_the_service_does_what_its_document_says(
     assert found is not None, done.stdout
     assert int(found[1]) == int(found[2]) >= 200
     assert len(origin.requests) - asked_before >= 20
+
+
+def test_every_example_that_needs_no_network_succeeds_and_so_does_the_first(server: Server) -> None:
+    paths = server.get("/docs.json").json()["paths"]
+    for path, operation in [(path, item["post"]) for path, item in paths.items() if "post" in item]:
+        content = operation["requestBody"]["content"]["application/json"]
+        examples = [each["value"] for each in content.get("examples", {}).values()] or [content["example"]]
+        assert CDN_URL not in str(examples[0])
+        for example in examples:
+            if CDN_URL not in str(example):
+                assert server.post(path, example).status_code == 200
+
+
+def test_operations_are_in_groups_that_are_explained_and_each_has_a_summary(server: Server) -> None:
+    document = server.get("/docs.json").json()
+    groups = [tag["name"] for tag in document["tags"] if tag["description"]]
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    assert all(operation["summary"] for operation in operations)
+    assert {tag for operation in operations for tag in operation["tags"]} == set(groups)
+    assert (
+        document["paths"]["/v1/embeddings"]["post"]["tags"] == document["paths"]["/v1/models"]["get"]["tags"]
+    )
 
 
 def test_what_needs_a_key_says_so_and_what_needs_none_too(documented: Server, server: Server) -> None:

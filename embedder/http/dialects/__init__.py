@@ -41,6 +41,17 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A heading of the OpenAPI page, with its operations below it."""
+
+    name: str
+    description: str
+
+
+OWN = Group("Embeddings", "This service's own API; /embed also takes what text-embeddings-inference takes")
+
+
+@dataclass(frozen=True)
 class Documentation:
     """A dialect's part of the OpenAPI document."""
 
@@ -48,6 +59,8 @@ class Documentation:
     """Of its POST. Where keys are set, 401 is added."""
     schemas: Json
     """By the names that `operation` refers to."""
+    group: Group = OWN
+    """Where several dialects share a path, the first one's counts."""
 
 
 class Dialect(Protocol):

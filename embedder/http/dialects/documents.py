@@ -18,9 +18,12 @@ from embedder.http.dialects.native import error_reply
 from embedder.model.spec import ModelSpec
 
 EXAMPLE_BASE64 = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR42mNsYGBgYGJAIQAJ5ACIuhfh0AAAAABJRU5ErkJggg=="
+    "iVBORw0KGgoAAAANSUhEUgAAAAwAAAAMBAMAAACkW0HUAAAAGFBMVEWxhGGjf2aedVacbkeUZkGHYkSAVjRfPSDiYjmOAAAAX0lE"
+    "QVR42gFUAKv/AVUAAAEQqwLvEdAA/wED//AH4f3nBAU02c/d/wLfEDEeA2ICP/AA8BIPAgDNAvAQ3gNE9gv9CfMD7wH6JewcA//i"
+    "Eijy1gIgAPoEHfED+Qn/DMX4fIkjNiXcuqEAAAAASUVORK5CYII="
 )
-"""4 x 4 grey pixels, as PNG."""
+"""samples/chelsea-crop.jpg, 12 x 12 pixels of 8 colours, as PNG. A vector of plain grey may be nearly all 0."""
+EXAMPLE_DATA_URL = f"data:image/png;base64,{EXAMPLE_BASE64}"
 EXAMPLE_URL = "https://res.cloudinary.com/demo/image/upload/sample.jpg"
 
 EXAMPLE_ERRORS = (
@@ -76,6 +79,8 @@ def operation(
 ) -> Json:
     """An operation of OpenAPI. `takes` and `answers` are content by its media type.
 
+    The first example of `takes` has to succeed as it is, also where there is no network.
+
     `headers` are those of an answer that is no error, with what they say.
     """
     said = {name: header(text, type="string") for name, text in (headers or {}).items()}
@@ -85,7 +90,7 @@ def operation(
         "requestBody": {"required": True, "content": takes},
         "responses": {
             "200": {
-                "description": "Successful Response",
+                "description": "It succeeded.",
                 "content": answers,
                 **({"headers": said} if said else {}),
             },
@@ -141,6 +146,12 @@ def json_content(schema: str, example: object = None) -> Json:
     if example is not None:
         content["example"] = example
     return {"application/json": content}
+
+
+def json_examples(schema: str, **examples: tuple[str, object]) -> Json:
+    """Content with several examples: what each shows, and its value."""
+    said = {name: {"summary": shows, "value": value} for name, (shows, value) in examples.items()}
+    return {"application/json": {"schema": ref(schema), "examples": said}}
 
 
 def ref(schema: str) -> Json:

@@ -57,8 +57,12 @@ class Embed(Native):
         return Documentation(
             operation=documents.operation(
                 summary="The embedding of one image",
-                description="Downloads the image, or takes its file, decodes it, and returns its embedding.",
-                takes=documents.json_content("EmbedRequest", {"url": documents.EXAMPLE_URL}),
+                description="`url` is where the image is. It is downloaded, or taken out of a `data:` URL.",
+                takes=documents.json_examples(
+                    "EmbedRequest",
+                    inside=("An image inside its URL", {"url": documents.EXAMPLE_DATA_URL}),
+                    by_url=("An image on a server", {"url": documents.EXAMPLE_URL}),
+                ),
                 answers=documents.json_content(
                     "EmbedResponse", {"embedding": documents.example_embedding(spec)}
                 ),

@@ -118,15 +118,28 @@ class EmbedBatch(Native):
         request["urls"]["maxItems"] = self._max_urls
         request["expect_model"] = documents.of_model(spec)["expect_model"]
         known["EmbedBatchResponse"]["properties"]["embeddings"]["items"] |= documents.of_dimension(spec)
-        missing = {"index": 1, "code": "fetch_failed", "error": "the image's server answered 404"}
-        answer = {"embeddings": [documents.example_embedding(spec), None], "errors": [missing]}
+        refused = {
+            "index": 1,
+            "code": "url_not_allowed",
+            "error": "the URL's scheme is 'ftp'; allowed are http, https and data",
+        }
+        answer = {"embeddings": [documents.example_embedding(spec), None], "errors": [refused]}
         return Documentation(
             operation=documents.operation(
                 summary="The embeddings of many images",
                 description=f"As `/embed`, for up to {self._max_urls} images at once. An image that fails leaves a "
                 "null in its place and an item under `errors`; the others are not affected and the status is 200.",
-                takes=documents.json_content(
-                    "EmbedBatchRequest", {"urls": [documents.EXAMPLE_URL, "https://example.com/missing.jpg"]}
+                takes=documents.json_examples(
+                    "EmbedBatchRequest",
+                    inside=(
+                        "Two images, one of which fails",
+                        {"urls": [documents.EXAMPLE_DATA_URL, "ftp://example.com/cat.jpg"]},
+                    ),
+                    by_url=("An image on a server", {"urls": [documents.EXAMPLE_URL]}),
+                    details=(
+                        "What the images are as well",
+                        {"urls": [documents.EXAMPLE_DATA_URL], "details": True},
+                    ),
                 ),
                 answers=documents.json_content("EmbedBatchResponse", answer),
                 errors=(

@@ -24,7 +24,7 @@ from embedder.errors import (
     TextNotSupported,
 )
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Json, Query, documents, expected_model, json_reply
+from embedder.http.dialects import Documentation, Group, Json, Query, documents, expected_model, json_reply
 from embedder.http.dialects.texts import PROBE_HEADER, OfTexts, url_or_base64
 from embedder.model.spec import ModelSpec
 
@@ -44,6 +44,9 @@ _Image: TypeAlias = Annotated[
         }
     ),
 ]
+
+
+GROUP = Group("OpenAI's API", "For OpenAI's SDK, LangChain, LlamaIndex and other clients of it")
 
 
 class EmbeddingsRequest(BaseModel):
@@ -228,13 +231,19 @@ class OpenAI(OfTexts):
                 summary="The embeddings of images, for OpenAI's clients",
                 description=f"Up to {self._max_inputs} images. One that fails fails the request, and `param` names "
                 "it, unless the request has `errors`.",
-                takes=documents.json_content("EmbeddingsRequest", {"input": [documents.EXAMPLE_URL]}),
+                takes=documents.json_examples(
+                    "EmbeddingsRequest",
+                    inside=("An image inside its URL", {"input": [documents.EXAMPLE_DATA_URL]}),
+                    base64=("An image in base64", {"input": [{"image": documents.EXAMPLE_BASE64}]}),
+                    by_url=("An image on a server", {"input": [documents.EXAMPLE_URL]}),
+                ),
                 answers=documents.json_content("EmbeddingsResponse", answer),
                 errors=(*documents.EXAMPLE_ERRORS, TextNotSupported("'cat'")),
                 render=self.error,
                 error_schema="OpenAIError",
             ),
             schemas=known,
+            group=GROUP,
         )
 
 

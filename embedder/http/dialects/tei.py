@@ -93,8 +93,12 @@ class TEI(OfTexts):
         return Documentation(
             operation=documents.operation(
                 summary="The embedding of one image",
-                description="",
-                takes=documents.json_content("InputsRequest", {"inputs": [documents.EXAMPLE_URL]}),
+                description="**`inputs`** is what clients of text-embeddings-inference send: up to "
+                f"{self._max_inputs} URLs. They get bare vectors, and errors that have an `error_type`.",
+                takes=documents.json_examples(
+                    "InputsRequest",
+                    inputs=("text-embeddings-inference", {"inputs": [documents.EXAMPLE_DATA_URL]}),
+                ),
                 answers=documents.json_content("InputsResponse", [documents.example_embedding(spec)]),
                 render=self.error,
                 error_schema="TEIError",

@@ -39,9 +39,12 @@ class Upload(Embed):
     def document(self, spec: ModelSpec) -> Documentation:
         form = _form_schema({"file": _BINARY}, required="file")
         documentation = super().document(spec)
+        documentation.operation["description"] = (
+            f"**Files**: choose `{_FORM}` beside *Request body*, or send the file itself as the body."
+        )
         documentation.operation["requestBody"]["content"] = {
-            **{media_type: {"schema": _BINARY} for media_type in ("image/jpeg", _BYTES)},
             _FORM: {"schema": form},
+            **{media_type: {"schema": _BINARY} for media_type in ("image/jpeg", _BYTES)},
         }
         return documentation
 
@@ -61,6 +64,7 @@ class UploadBatch(EmbedBatch):
         files = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": self._max_urls}
         form = _form_schema({"files": files, "details": {"type": "boolean"}}, required="files")
         documentation = super().document(spec)
+        documentation.operation["description"] = f"**Files**: choose `{_FORM}` beside *Request body*."
         documentation.operation["requestBody"]["content"] = {_FORM: {"schema": form}}
         # Alone of the images' errors it ends the reading of the form, and so fails the request.
         too_large = [error for error in documents.EXAMPLE_ERRORS if isinstance(error, ImageTooLarge)]

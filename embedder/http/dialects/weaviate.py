@@ -14,12 +14,23 @@ from starlette.responses import Response
 from embedder.engine import Result, Source
 from embedder.errors import EmbedderError, InputError, InvalidRequest, TextNotSupported
 from embedder.http.body import Body
-from embedder.http.dialects import Documentation, Query, all_embeddings, documents, expected_model, json_reply
+from embedder.http.dialects import (
+    Documentation,
+    Group,
+    Query,
+    all_embeddings,
+    documents,
+    expected_model,
+    json_reply,
+)
 from embedder.http.dialects.native import Native
 from embedder.http.dialects.texts import url_or_base64
 from embedder.model.spec import ModelSpec
 
 _MAX_ID_CHARACTERS = 1000
+
+
+GROUP = Group("Weaviate", "For its modules img2vec-neural and multi2vec-clip")
 
 
 class VectorsRequest(BaseModel):
@@ -65,7 +76,7 @@ class Vectors(Native):
         return Documentation(
             operation=documents.operation(
                 summary="The embedding of one image, for Weaviate's img2vec-neural",
-                description="One that fails fails the request.",
+                description="`id` comes back, and need not be there.",
                 takes=documents.json_content(
                     "VectorsRequest", {"id": "1_0", "image": documents.EXAMPLE_BASE64}
                 ),
@@ -74,6 +85,7 @@ class Vectors(Native):
                 ),
             ),
             schemas=documents.schemas(VectorsRequest, VectorsResponse),
+            group=GROUP,
         )
 
 
@@ -141,6 +153,7 @@ class Vectorize(Native):
                 errors=(*documents.EXAMPLE_ERRORS, TextNotSupported("'cat'")),
             ),
             schemas=known,
+            group=GROUP,
         )
 
 
