@@ -23,6 +23,7 @@ import requests
 from PIL import Image
 
 from embedder.http.gate import Routes
+from embedder.http.pages import docs
 from embedder.http.uvicorn_private import MAX_WAITING
 from tests import networks, pictures
 from tests.answers import hang
@@ -499,10 +500,10 @@ def test_a_full_disk_keeps_nobody_from_being_served_where_metrics_are_in_memory(
 
 def ask_for_everything(server: Server, origin: Origin) -> None:
     """Every route and many answers, each on a connection of its own, so that all workers get some."""
-    for path in ("/", "/docs", "/docs.json", "/info", "/health", "/livez", "/readyz", "/schema.json"):
+    for path in ("/docs.json", "/info", "/health", "/livez", "/readyz", "/schema.json"):
         assert server.get(path).status_code == 200
-    for path in ("swagger-ui.css", "swagger-ui-bundle.js", "swagger-initializer.js", "index.css"):
-        assert server.get(f"/static_content/{path}").status_code == 200
+    for path in docs.paths():
+        assert server.get(path).status_code == 200
     for path, one in (("/embed", lambda url: {"url": url}), ("/embed_batch", lambda url: {"urls": [url]})):
         assert server.post(path, one(origin.url("/photo.jpg"))).status_code == 200
         assert server.post(path, {}).status_code == 400

@@ -8,8 +8,7 @@ user_middleware,            BentoML's deadline runs the request in another task:
   TimeoutMiddleware
 OpenTelemetryMiddleware     dropped where no exporter is set: its spans would go nowhere
 BentoMLContainer            whether tracing is on; who reads the metrics of all workers; a Bento's own model
-main-openapi.html,          the OpenAPI page
-  static_content
+static_content              Swagger UI, for the OpenAPI page
 PROMETHEUS_MULTIPROC_DIR    the folder that BentoML's workers have for their metrics, empty when they start
 """
 
@@ -47,7 +46,7 @@ Submit: TypeAlias = Callable[[Array], Awaitable[Array]]
 """A request's rows → as many results. Raises Overloaded, Draining, or what the network raised for the whole batch."""
 Respond: TypeAlias = Callable[[Request, Submit], Awaitable[Response]]
 
-_PAGE = resources.files("_bentoml_impl.server").joinpath("main-openapi.html")
+_SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js")
 _ASSETS = resources.files("bentoml._internal.server").joinpath("static_content")
 
 
@@ -66,8 +65,7 @@ def _check() -> None:
         and all(hasattr(Service, name) for name in ("to_asgi", "openapi_spec", "apis"))
         and all(hasattr(BentoMLContainer, name) for name in ("config", "metrics_client", "model_aliases"))
         and hasattr(Starlette(), "user_middleware")
-        and _PAGE.is_file()
-        and _ASSETS.is_dir()
+        and all(_ASSETS.joinpath(name).is_file() for name in _SWAGGER_UI)
     )
     if not known:
         raise _unknown()
@@ -224,14 +222,9 @@ def read_again(read: Callable[[], bytes]) -> Callable[[], bytes]:
     return reading
 
 
-def docs_page() -> str:
-    """BentoML's OpenAPI page, as HTML."""
-    return _PAGE.read_text("utf-8")
-
-
-def docs_assets() -> list[str]:
-    """The paths of the page's files: a path below theirs that leads to no file would be counted too."""
-    return [f"/static_content/{file.name}" for file in _ASSETS.iterdir()]
+def swagger_ui() -> list[str]:
+    """The paths under which BentoML serves Swagger UI's files."""
+    return [f"/static_content/{name}" for name in _SWAGGER_UI]
 
 
 @contextmanager

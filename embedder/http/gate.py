@@ -48,10 +48,11 @@ ALWAYS_OPEN = frozenset(
 
 @dataclass(frozen=True)
 class Routes:
-    """Every path there is. `assets` are the files of the OpenAPI page."""
+    """Every path there is."""
 
     dialects: Sequence[Dialect]
-    assets: Sequence[str] = ()
+    docs: Sequence[str] = ()
+    """The paths of the OpenAPI page and its files."""
     models: Sequence[str] = ()
     """The paths of the model that is served."""
     open_pages: Sequence[str] = ()
@@ -61,7 +62,7 @@ class Routes:
     def openable(self) -> Mapping[str, frozenset[str]]:
         """What can be opened to requests without a key, by the name that a setting gives it."""
         return {
-            "docs": frozenset({"/", "/docs", "/docs.json", "/schema.json", *self.assets}),
+            "docs": frozenset({"/docs.json", "/schema.json", *self.docs}),
             "info": frozenset({"/info", "/meta", *self.models}),
             "metrics": frozenset({"/metrics"}),
         }

@@ -13,18 +13,17 @@ import requests
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder.http.api_keys import APIKeys
-from embedder.http.bentoml_private import docs_assets
 from embedder.http.client import LINGER_BYTES
 from embedder.http.dialects.embed import Embed
 from embedder.http.dialects.embed_batch import EmbedBatch
 from embedder.http.gate import ALWAYS_OPEN, Gate, Routes
-from embedder.http.pages import playground
+from embedder.http.pages import docs, playground
 from embedder.metrics.measures import Metrics
 from tests.server import KEYS, Server, assert_error, until
 
-ROUTES = Routes([Embed(), EmbedBatch(64)], docs_assets(), (), playground.paths())
+ROUTES = Routes([Embed(), EmbedBatch(64)], docs.paths(), (), playground.paths())
 METHODS = ROUTES.methods()
-PARTS = (*ROUTES.assets, *ROUTES.open_pages)
+PARTS = {*ROUTES.docs, *ROUTES.open_pages} - {"/", docs.PATH}
 PAGES = [path for path, methods in METHODS.items() if "GET" in methods and path not in PARTS]
 WITHOUT_CONTENT = ("/.well-known/live", "/.well-known/ready")
 OPEN = (*ALWAYS_OPEN, "/metrics", *ROUTES.open_pages)  # of the locked service

@@ -12,23 +12,16 @@ from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from embedder import __version__
 from embedder.engine import Engine
-from embedder.http.bentoml_private import docs_assets, docs_page
 from embedder.http.dialects import Dialect, json_reply
 from embedder.http.dialects.openai import models
 from embedder.http.gate import Routes
-from embedder.http.pages import playground
+from embedder.http.pages import docs, playground
 from embedder.model.spec import ModelSpec
-
-# BentoML's page carries Google's tag manager. A reader's browser must talk to this service alone.
-_PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; frame-src 'none'; frame-ancestors 'none'"
-)
 
 _LIMITS = (
     *("max_batch_size", "max_urls", "max_inputs", "max_body_bytes", "max_image_bytes", "max_image_pixels"),
@@ -61,9 +54,6 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
     async def model_view(_: Request) -> Response:
         return json_reply(models(engine.spec)[0])
 
-    async def docs_view(_: Request) -> Response:
-        return HTMLResponse(docs_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
-
     return Starlette(
         routes=[
             Route("/health", health_view),
@@ -73,8 +63,7 @@ def pages(engine: Engine, *, health: Callable[[], str]) -> Starlette:
             Route("/.well-known/ready", well_known_view),
             *(Route(path, models_view) for path in _MODELS),
             *(Route(path + "/{name}", model_view) for path in _MODELS),
-            Route("/docs", docs_view),
-            Route("/", docs_view),
+            *docs.routes(),
             *(playground.routes() if engine.settings.playground else ()),
         ]
     )
@@ -86,7 +75,7 @@ _MODELS = ("/v1/models", "/models")
 def routes(dialects: Sequence[Dialect], engine: Engine) -> Routes:
     """Every path there is: the dialects' and the pages'."""
     open_pages = playground.paths() if engine.settings.playground else ()
-    return Routes(dialects, docs_assets(), _model_paths(engine.spec), open_pages)
+    return Routes(dialects, docs.paths(), _model_paths(engine.spec), open_pages)
 
 
 def _model_paths(spec: ModelSpec) -> list[str]:
