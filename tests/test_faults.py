@@ -282,7 +282,7 @@ def _status(session: requests.Session, url: str) -> int | None:
 
 
 def _assert_everything_is_answered(session: requests.Session, url: str) -> None:
-    for path, methods in Routes([]).methods().items():
+    for path, methods in Routes([], docs.paths()).methods().items():
         if "GET" in methods:
             answer = session.get(url + path, timeout=10)
             assert (path, answer.status_code) in ((path, 200), (path, 204))

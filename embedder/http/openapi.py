@@ -91,8 +91,8 @@ def _description(engine: Engine) -> str:
             *([] if spec.trained else [untrained]),
             "Open an operation and press *Execute*: each has an example that works as it is, also without a network."
             + (playground if settings.playground else ""),
-            f"**Vectors** have {spec.dimension} numbers and norm 1: the dot product of two is their cosine. They are "
-            f"of the model `{spec.tag}`. Compare only vectors of one `{FINGERPRINT_HEADER}`, here "
+            f"**Vectors** have {spec.dimension} numbers and norm 1: the dot product of two is their cosine. The "
+            f"model is `{spec.tag}`. Compare only vectors of one `{FINGERPRINT_HEADER}`, here "
             f"`{spec.fingerprint}`.",
             f"**Limits**: {settings.max_urls} images in `/embed_batch`, {settings.max_inputs:,} in other clients' "
             f"lists; {errors.megabytes(settings.max_image_bytes)} and {settings.max_image_pixels:,} pixels an image; "
