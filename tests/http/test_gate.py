@@ -23,11 +23,11 @@ from tests.server import KEYS, Server, assert_error, until
 
 ROUTES = Routes([Embed(), EmbedBatch(64)], docs.paths(), (), playground.paths())
 METHODS = ROUTES.methods()
-PARTS = {*ROUTES.docs, *ROUTES.open_pages} - {"/", docs.PATH}
+PARTS = (*ROUTES.docs, *ROUTES.open_pages)
 PAGES = [path for path, methods in METHODS.items() if "GET" in methods and path not in PARTS]
 WITHOUT_CONTENT = ("/.well-known/live", "/.well-known/ready")
 OPEN = (*ALWAYS_OPEN, "/metrics", *ROUTES.open_pages)  # of the locked service
-LOCKED = [path for path in (*PAGES, "/static_content/swagger-ui.css") if path not in OPEN]
+LOCKED = [path for path in (*PAGES, *ROUTES.docs) if path not in OPEN]
 KEY = {"X-API-Key": KEYS[1]}
 # What socket buffers on both sides may take of a body that nobody reads.
 BUFFERED_BYTES = 16_000_000
@@ -42,7 +42,7 @@ def test_an_unknown_route_is_404_in_our_shape(server: Server, method: str, path:
     assert_error(requests.request(method, server.url + path), 404, "not_found")
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/embed", "/embed_batch", "/static_content/swagger-ui.css"])
+@pytest.mark.parametrize("path", [*PAGES, *ROUTES.docs, "/embed", "/embed_batch"])
 def test_each_route_names_the_methods_that_it_takes(server: Server, path: str) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"):
         if method not in METHODS[path]:
@@ -56,7 +56,7 @@ def test_every_page_and_every_part_of_it_is_there(server: Server, path: str) -> 
     assert server.get(path).status_code == (204 if path in WITHOUT_CONTENT else 200)
 
 
-@pytest.mark.parametrize("path", [path for path in (*PAGES, "/embed", "/embed_batch") if path != "/"])
+@pytest.mark.parametrize("path", [*PAGES, "/embed", "/embed_batch"])
 def test_a_route_with_a_slash_behind_it_is_that_route(server: Server, path: str) -> None:
     # Not a redirect: it would name a host and a scheme that only a proxy in front can know.
     headers = {"Host": "elsewhere.example", "X-Forwarded-Proto": "https"}
