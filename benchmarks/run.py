@@ -71,7 +71,9 @@ def measure(chosen: Sequence[Side | Job], sizes: Sequence[str], plan: scenarios.
     jobs = [side for side in chosen if isinstance(side, Job)] if rows else []
     if not (sides or jobs):
         raise BenchError(f"nothing to measure: a catalogue has the sizes {', '.join(plan.job_rows)}")
-    machine, workers = describe_machine(), available_cores()
+    named = [*(side.apart for side in sides), *(job.apart for job in jobs)]
+    apart = dict(name.split("==") for name in named if name)
+    machine, workers = {**describe_machine(), **apart}, available_cores()
     measured = Report()
     with prepared(sizes) as (origin, photos, models, setting):
         photo_kb = {

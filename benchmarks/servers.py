@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import sysconfig
@@ -118,9 +119,13 @@ SIDES = (
         ready="/-/healthz",
         environ={
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # By default it takes 20,000 connections, and more file descriptors than a shell may have.
             "RAY_SERVE_HAPROXY_MAXCONN": "1000",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Else Ray writes a token into the home directory.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
         },
     ),
     Side(

@@ -3,8 +3,8 @@
 python -m benchmarks.sides.ray_serve --port 8000
 
 Requests come through HAProxy, and replicas run their batches on threads of their own: both are switched on by variables
-of the environment (`servers.py`). Measured and slower: pixels joined in batches instead of URLs, a deployment that
-decodes in front of one that infers, batches up to 16.
+of the environment (`servers.py`). Slower behind Ray's own proxy: pixels joined in batches instead of URLs, a deployment
+that decodes in front of one that infers, batches up to 16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -28,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from torch import Tensor
 
+from benchmarks.processes import free_port
 from benchmarks.sides.recipe import download, embed, load_network, preprocess
 
 CORES = int(os.environ["BENCH_WORKERS"])
@@ -63,10 +66,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
-    ray.init(address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), logging_config=QUIET)
-    app = Embedder.bind()  # type: ignore[attr-defined]  # the decorator, which makes a Deployment of it, has no types
-    serve.run(app, route_prefix="/embed", blocking=True)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ.update(_of_its_own(Path(folder)))  # read by Serve's own processes, which ray.init starts
+        # No URL and no vector goes through the store of objects, which else takes a third of memory.
+        ray.init(
+            address="local",
+            num_cpus=CORES,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100_000_000,
+            _temp_dir=folder,
+        )
+        try:
+            serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), logging_config=QUIET)
+            app = Embedder.bind()  # type: ignore[attr-defined]  # the decorator, which makes a Deployment of it, has no types
+            serve.run(app, route_prefix="/embed", blocking=True)
+        finally:
+            ray.shutdown()
+
+
+def _of_its_own(folder: Path) -> dict[str, str]:
+    """Ports and paths that HAProxy has on each machine only once, unless told otherwise."""
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+    }
 
 
 if __name__ == "__main__":
