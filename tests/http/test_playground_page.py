@@ -233,6 +233,18 @@ def test_urls_and_pictures_within_urls_can_be_pasted_anywhere(
     assert "is no URL" in here.page.inner_text("#said")
 
 
+def test_a_link_leads_to_each_part_past_all_the_rows(here: Visit) -> None:
+    here.drop(SAMPLES)
+    here.wait_for_vectors(len(SAMPLES))
+    links = here.page.locator("nav a").all()
+    assert len(links) == 4
+    for link in links:
+        link.click()
+        title = here.page.locator(link.get_attribute("href") or "")
+        assert title.inner_text() == link.inner_text()
+        assert title.evaluate("title => title.getBoundingClientRect().top < innerHeight")
+
+
 # What it does with too much, and with what is hostile
 
 
