@@ -13,7 +13,6 @@ from embedder.engine import Base64, Source
 from embedder.errors import InvalidRequest, TextNotSupported
 from embedder.fetch.data_url import is_data_url
 from embedder.http.dialects import Json
-from embedder.http.dialects.documents import EXAMPLE_BASE64
 from embedder.http.dialects.native import Native
 from embedder.model.spec import ModelSpec
 
@@ -21,7 +20,10 @@ PROBE_HEADER = "X-Embedding-Probe"
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
 
-_PROBE_PICTURE = Base64(EXAMPLE_BASE64)
+_PROBE_PICTURE = Base64(
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEElEQVR42mNsYGBgYGJAIQAJ5ACIuhfh0AAAAABJRU5ErkJggg=="
+)
+"""4 x 4 grey pixels, as PNG."""
 
 
 def is_url(text: str) -> bool:
