@@ -9,7 +9,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Locator
 
-from tests.browser import Visit, chromium, needs_chromium, visit
+from tests.browser import Visit, needs_chromium, visit
 from tests.conftest import Serving
 from tests.server import KEYS, ROOT, Server
 
@@ -18,12 +18,6 @@ pytestmark = needs_chromium
 SAMPLE = ROOT / "samples" / "chelsea.jpg"
 OTHER = ROOT / "samples" / "clock.jpg"
 WIDE, NARROW = {"width": 1300, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Route
 
 from tests import pictures
 from tests.answers import Held, with_length
-from tests.browser import Visit, chromium, needs_chromium, visit
+from tests.browser import Visit, needs_chromium, visit
 from tests.conftest import Serving
 from tests.origin import Origin
 from tests.server import KEYS, ROOT, Server, plain_environ, until
@@ -41,12 +41,6 @@ old = bentoml.models.get("resnet18:latest")
 with bentoml.models.create("resnet18", metadata={**old.info.metadata, "trained": False}) as new:
     shutil.copytree(old.path, new.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.yaml"))
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
